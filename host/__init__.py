@@ -1,0 +1,1 @@
+"""The only code, with nodes/, that knows ComfyUI."""

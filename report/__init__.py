@@ -1,0 +1,1 @@
+"""Pictures and tables of a finished search: Pillow only, no ComfyUI."""

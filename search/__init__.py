@@ -1,0 +1,1 @@
+"""Search algorithms over diffusion noise: torch and the standard library, nothing else."""

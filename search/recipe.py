@@ -1,0 +1,197 @@
+"""Recipes: small JSON descriptions from which a noise is rebuilt bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+SEED_RANGE = 2**64
+MAX_MOVES = 4096
+MAX_BATCH = 4096
+FORMAT_VERSION = 1
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read. The message repeats the offending part."""
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn the noise by `angle` degrees (0 to 180) towards a random direction drawn from `seed`.
+
+    The step of Zero-Order Search (Ma et al., arXiv 2501.09732, section 3.2): with u the unit noise and w a random
+    unit vector orthogonal to it, y = |x| (cos(angle) u + sin(angle) w). Keeps the norm of each item of the batch.
+    """
+
+    seed: int
+    angle: float
+
+    def __call__(self, noise: torch.Tensor) -> torch.Tensor:
+        direction = draw(noise.shape, self.seed)
+        x = noise.to(torch.float64).flatten(1)
+        v = direction.to(torch.float64).flatten(1)
+        norm = x.norm(dim=1, keepdim=True)
+        u = x / norm
+        v = v - (v * u).sum(dim=1, keepdim=True) * u
+        w = v / v.norm(dim=1, keepdim=True)
+        angle = math.radians(self.angle)
+        return (norm * (math.cos(angle) * u + math.sin(angle) * w)).reshape(noise.shape).to(noise.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"move": "rotate", "seed": self.seed, "angle": self.angle}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make one noise.
+
+    `seed` (0 to 2**64 - 1) draws a noise of `batch` items as ComfyUI's KSampler does for that seed; `moves` are applied
+    in turn; `row` then picks one item, or None keeps them all. `batch` None means: as many as the latent has.
+    `batch_index` is the LATENT's list of that name (one draw per index, as "Latent From Batch" leaves behind).
+    """
+
+    seed: int
+    moves: tuple[Rotate, ...] = ()
+    row: int | None = None
+    batch: int | None = None
+    batch_index: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_seed(cls, seed: int) -> Recipe:
+        """The noise of the stock KSampler with this seed; seeds wrap modulo 2**64."""
+        return cls(seed=seed % SEED_RANGE)
+
+    def then(self, move: Rotate) -> Recipe:
+        return Recipe(self.seed, (*self.moves, move), self.row, self.batch, self.batch_index)
+
+    def for_batch(self, batch: int, batch_index: tuple[int, ...] | None = None) -> Recipe:
+        """The same recipe with the batch it was drawn in written down, so that a row can be picked later."""
+        return Recipe(self.seed, self.moves, self.row, batch, batch_index)
+
+    def for_row(self, row: int) -> Recipe:
+        """Item `row` of this recipe's batch alone."""
+        if self.batch is None or not 0 <= row < self.batch:
+            raise ValueError(f"row {row} is not in a batch of {self.batch}")
+        return Recipe(self.seed, self.moves, row, self.batch, self.batch_index)
+
+    def noise(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The noise on the CPU.
+
+        shape: the latent's shape [B, C, ...]; B is replaced by the recipe's own batch where it has one. Returns
+        [batch, C, ...], or [1, C, ...] if the recipe picks a row. Drawn in float32, then cast to `dtype`.
+        """
+        batch = self.batch if self.batch is not None else shape[0]
+        noise = draw((batch, *shape[1:]), self.seed, self.batch_index)
+        for move in self.moves:
+            noise = move(noise)
+        if self.row is not None:
+            noise = noise[self.row : self.row + 1]
+        return noise.to(dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"version": FORMAT_VERSION, "seed": self.seed}
+        if self.moves:
+            data["moves"] = [move.to_dict() for move in self.moves]
+        if self.row is not None:
+            data["row"] = self.row
+        if self.batch is not None:
+            data["batch"] = self.batch
+        if self.batch_index is not None:
+            data["batch_index"] = list(self.batch_index)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Recipe:
+        """Reads what `to_dict` wrote; anything else raises RecipeError."""
+        if not isinstance(data, dict):
+            raise RecipeError(f"a recipe is a JSON object such as {{\"seed\": 42}}, not {_short(data)}")
+        unknown = sorted(set(map(str, data)) - {"version", "seed", "moves", "row", "batch", "batch_index"})
+        if unknown:
+            raise RecipeError(f"unknown recipe entries {_short(unknown)}; was it made by a newer Noise Search?")
+        version = _integer(data, "version", 1, 2**31, default=FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise RecipeError(f"recipe version {version} is newer than this Noise Search reads ({FORMAT_VERSION})")
+        seed = _integer(data, "seed", 0, SEED_RANGE - 1)
+        batch = _integer(data, "batch", 1, MAX_BATCH, default=None)
+        row = _integer(data, "row", 0, MAX_BATCH, default=None)
+        if row is not None and (batch is None or row >= batch):
+            raise RecipeError(f"recipe row {row} is not in its batch of {batch}")
+        moves = data.get("moves", [])
+        if not isinstance(moves, list) or len(moves) > MAX_MOVES:
+            raise RecipeError(f"recipe moves must be a list of at most {MAX_MOVES}, not {_short(moves)}")
+        index = data.get("batch_index")
+        if index is not None:
+            good = isinstance(index, list) and 0 < len(index) <= MAX_BATCH
+            if not good or not all(type(i) is int and 0 <= i < MAX_BATCH for i in index):
+                raise RecipeError(f"recipe batch_index must be a list of whole numbers, not {_short(index)}")
+            if batch is not None and len(index) != batch:
+                raise RecipeError(f"recipe batch_index {_short(index)} does not name {batch} items")
+        return cls(seed, tuple(map(_move, moves)), row, batch, tuple(index) if index is not None else None)
+
+
+def draw(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Standard normal float32 noise on the CPU from a private generator; global random state is left alone.
+
+    Equal to `comfy.sample.prepare_noise(latent, seed, batch_index)` for a float32 latent of this shape: the whole batch
+    in one draw, or with `batch_index` one draw per item, in order, of which the named ones are kept.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if batch_index is None:
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+    draws = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(batch_index) + 1)]
+    return torch.cat([draws[i] for i in batch_index])
+
+
+def to_json(recipes: list[Recipe]) -> str:
+    """One line of JSON: an object for one recipe, a list for one recipe per item of a latent batch."""
+    data = [recipe.to_dict() for recipe in recipes]
+    return json.dumps(data[0] if len(data) == 1 else data)
+
+
+def from_json(text: str) -> list[Recipe]:
+    """The recipes that `to_json` wrote. Raises RecipeError, which repeats the input, on anything else."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise RecipeError(f"a recipe is JSON such as {{\"seed\": 42}}; could not read {_short(text)}: {error}") from None
+    if not isinstance(data, list):
+        return [Recipe.from_dict(data)]
+    if not 0 < len(data) <= MAX_BATCH:
+        raise RecipeError(f"a list of recipes has 1 to {MAX_BATCH} entries, not {len(data)}")
+    return [Recipe.from_dict(item) for item in data]
+
+
+def noise_of(recipes: list[Recipe], shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The noises of several recipes, one after the other along the batch: [items, C, ...]."""
+    return torch.cat([recipe.noise(shape, dtype) for recipe in recipes])
+
+
+def _move(data: Any) -> Rotate:
+    if not isinstance(data, dict) or data.get("move") != "rotate" or set(data) != {"move", "seed", "angle"}:
+        raise RecipeError(f"unknown recipe move {_short(data)}; known: rotate (seed, angle)")
+    angle = data["angle"]
+    if isinstance(angle, bool) or not isinstance(angle, (int, float)) or not 0 <= angle <= 180:
+        raise RecipeError(f"recipe angle must be 0 to 180 degrees, not {_short(angle)}")
+    return Rotate(_integer(data, "seed", 0, SEED_RANGE - 1), float(angle))
+
+
+_REQUIRED: Any = object()
+
+
+def _integer(data: dict, key: str, low: int, high: int, default: Any = _REQUIRED) -> Any:
+    value = data.get(key, default)
+    if value is default and default is not _REQUIRED:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        shown = "nothing" if value is _REQUIRED else _short(value)
+        raise RecipeError(f"recipe {key} must be a whole number from {low} to {high}, not {shown}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""Verifiers: maths and weights. Optional packages are imported inside functions."""
