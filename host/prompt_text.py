@@ -1,0 +1,327 @@
+"""Finds, in the graph behind a node, the text that the images are made from.
+
+The algorithm sees the workflow as the API sends it and asks two functions about node classes, so it needs no ComfyUI.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Of an encoder's texts, the one that a person writes as a sentence: the T5's and the big CLIP's come first.
+PREFERRED_TEXTS = ("t5xxl", "text_g", "text", "prompt", "user_prompt", "mt5xl", "qwen25_7b", "tags")
+ANY_TYPES = {"*", "COMFY_MATCHTYPE_V3"}
+SHOWN_CHARACTERS = 80
+
+
+class PromptNotFound(ValueError):
+    """No text, or several different ones. The message lists what was found and says what to do."""
+
+
+@dataclass(frozen=True)
+class FoundPrompt:
+    """text: what the verifier is to judge by; source: where it stood, for the log ("node 6, CLIPTextEncode")."""
+
+    text: str
+    source: str
+
+
+def find_prompt(
+    prompt: Mapping[str, Mapping[str, Any]],
+    node_id: str,
+    start: str,
+    output_names: Callable[[str], Sequence[str]],
+    input_types: Callable[[str], Mapping[str, str]] = lambda class_type: {},
+) -> FoundPrompt:
+    """The one text behind input `start` (`positive`, `guider` or `image`) of node `node_id`.
+
+    prompt: the workflow in API format. output_names(class_type): the names of its outputs, in order.
+    input_types(class_type): the types of its inputs by name, as far as known; names decide where they are not.
+    Raises PromptNotFound.
+    """
+    search = _Search(prompt, output_names, input_types)
+    link = search.inputs(str(node_id)).get(start)
+    if not _is_link(link):
+        raise PromptNotFound(_message(f"nothing is linked to {start!r}", []))
+    if start == "image":
+        search.follow_images(link)
+        if not search.samplers:
+            raise PromptNotFound(_message(f"there is no sampler behind {start!r}", []))
+    else:
+        search.follow_conditioning([link])
+    return search.result(start)
+
+
+def find_prompt_in_host(hidden: Any, start: str) -> FoundPrompt:
+    """`find_prompt` for the node that is being executed: `hidden` is its `cls.hidden`.
+
+    The node asks for `io.Hidden.unique_id` and `io.Hidden.dynprompt` (or `prompt`, which lacks the nodes that node
+    expansion made).
+    """
+    dynprompt = hidden.dynprompt
+    if dynprompt is None:
+        graph = hidden.prompt or {}
+    else:
+        graph = {node_id: dynprompt.get_node(node_id) for node_id in dynprompt.all_node_ids()}
+    return find_prompt(graph, str(hidden.unique_id), start, host_output_names, host_input_types)
+
+
+def host_output_names(class_type: str) -> list[str]:
+    """The output names of a node class that ComfyUI knows, V1 or V3; their types where they have no names."""
+    import nodes
+
+    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
+    types = [str(getattr(kind, "value", kind)) for kind in getattr(node, "RETURN_TYPES", None) or ()]
+    names = list(getattr(node, "RETURN_NAMES", None) or ())
+    return [str(name) for name in names] + types[len(names) :]
+
+
+def host_input_types(class_type: str) -> dict[str, str]:
+    """The inputs of a node class that ComfyUI knows, as name -> type; choices are "COMBO"."""
+    import nodes
+
+    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
+    if node is None:
+        return {}
+    declared = node.INPUT_TYPES()
+    return {
+        name: str(getattr(spec[0], "value", spec[0])) if isinstance(spec[0], str) else "COMBO"
+        for group in ("required", "optional")
+        for name, spec in declared.get(group, {}).items()
+    }
+
+
+@dataclass
+class _Search:
+    graph: Mapping[str, Mapping[str, Any]]
+    output_names: Callable[[str], Sequence[str]]
+    input_types: Callable[[str], Mapping[str, str]]
+    found: dict[str, list[str]] = field(default_factory=dict)  # text -> the places it stands in
+    blank: list[str] = field(default_factory=list)
+    computed: list[str] = field(default_factory=list)
+    samplers: bool = False
+
+    # What the graph says. It comes from outside, so anything may be missing or of the wrong type.
+
+    def node(self, node_id: str) -> Mapping[str, Any]:
+        node = self.graph.get(node_id)
+        return node if isinstance(node, Mapping) else {}
+
+    def inputs(self, node_id: str) -> Mapping[str, Any]:
+        inputs = self.node(node_id).get("inputs")
+        return inputs if isinstance(inputs, Mapping) else {}
+
+    def class_type(self, node_id: str) -> str:
+        return str(self.node(node_id).get("class_type", ""))
+
+    def slot_name(self, link: Sequence[Any]) -> str:
+        names = self.output_names(self.class_type(link[0]))
+        return str(names[link[1]]).lower() if 0 <= link[1] < len(names) else ""
+
+    def links(self, node_id: str) -> dict[str, list[Any]]:
+        return {name: value for name, value in self.inputs(node_id).items() if _is_link(value)}
+
+    def types_of(self, node_id: str, name: str) -> set[str]:
+        """The declared types of an input ("INT,FLOAT" is two), empty if unknown."""
+        declared = self.input_types(self.class_type(node_id)).get(name, "")
+        return {kind for kind in declared.split(",") if kind}
+
+    def describe(self, node_id: str, name: str = "") -> str:
+        class_type = self.class_type(node_id)
+        meta = self.node(node_id).get("_meta")
+        title = meta.get("title") if isinstance(meta, Mapping) else None
+        words = [f"node {node_id}", class_type]
+        if isinstance(title, str) and title and title != class_type:
+            words.append(f'"{title}"')
+        if name:
+            words.append(name)
+        return ", ".join(words)
+
+    # Which links carry the text.
+
+    def follow_images(self, link: Sequence[Any]) -> None:
+        """Upstream from an image to the nearest samplers, and from there through their conditioning."""
+        for node_id in self._upstream(link):
+            links = self.links(node_id)
+            conditionings = [links[name] for name in ("positive", "guider") if name in links]
+            if not conditionings:
+                continue
+            self.samplers = True
+            told = "verifier" in links and self._note(node_id, "prompt")  # a search node that was told its prompt
+            if not told:
+                self.follow_conditioning(conditionings)
+
+    def _upstream(self, link: Sequence[Any]) -> Iterator[str]:
+        """Node ids behind a link, each once, no farther than the first sampler on each way."""
+        waiting, seen = [link[0]], set()
+        while waiting:
+            node_id = waiting.pop()
+            if node_id in seen:
+                continue
+            seen.add(node_id)
+            yield node_id
+            links = self.links(node_id)
+            if "positive" not in links and "guider" not in links:
+                waiting.extend(upstream[0] for upstream in links.values())
+
+    def follow_conditioning(self, links: Sequence[Sequence[Any]]) -> None:
+        """Upstream through conditionings (and guiders) to the encoders, whose texts are noted down."""
+        waiting, seen = [tuple(link[:2]) for link in reversed(links)], set()
+        while waiting:
+            link = waiting.pop()
+            if link in seen:
+                continue
+            seen.add(link)
+            node_id = link[0]
+            if self.class_type(node_id) == "ConditioningZeroOut":
+                continue  # whatever was encoded before, no text is left of it
+            upstream = self._conditionings(link)
+            if upstream:
+                waiting.extend(tuple(link[:2]) for link in reversed(upstream))
+            else:
+                self._read_encoder(link)
+
+    def _conditionings(self, link: Sequence[Any]) -> list[Sequence[Any]]:
+        """The links at which a conditioning that leaves a node by this output came in."""
+        node_id, slot = link[0], self.slot_name(link)
+        links = {name: value for name, value in self.links(node_id).items() if self._is_conditioning(node_id, name)}
+        if (chosen := self._switched(node_id)) is not None:
+            return [links[chosen]] if chosen in links else []
+        # `positive` goes on at `positive`, or at `positive_A` and `positive_B` where a node combines pairs.
+        same = [value for name, value in links.items() if name.lower() == slot or name.lower().startswith(f"{slot}_")]
+        if slot and same:
+            return same
+        return [value for name, value in links.items() if _polarity(name) == _polarity(slot)]
+
+    def _is_conditioning(self, node_id: str, name: str) -> bool:
+        if types := self.types_of(node_id, name):
+            return bool(types & {"CONDITIONING", "GUIDER", *ANY_TYPES})
+        words = re.split(r"[^a-z]+", name.lower())
+        if {"positive", "negative", "conditioning", "cond", "guider"} & set(words) or name.startswith("cond"):
+            return True
+        return self.slot_name(self.links(node_id)[name]) in ("conditioning", "guider", "positive", "negative")
+
+    def _switched(self, node_id: str) -> str | None:
+        """The input that a switch with a fixed setting lets through, None for any other node."""
+        inputs = self.inputs(node_id)
+        if "on_true" not in inputs and "on_false" not in inputs:
+            return None
+        switch = inputs.get("switch")
+        return ("on_true" if switch else "on_false") if isinstance(switch, bool) else None
+
+    # What the encoders say.
+
+    def _read_encoder(self, link: Sequence[Any]) -> None:
+        """Notes the text of a node that makes a conditioning from none: the preferred one that is not blank."""
+        node_id = link[0]
+        names = [name for name in self._texts(node_id) if _polarity(name) == _polarity(self.slot_name(link))]
+        preferred = [name for name in PREFERRED_TEXTS if name in names]
+        for name in preferred:
+            if self._note(node_id, name, several=len(names) > 1):
+                return
+        noted = [self._note(node_id, name, several=True) for name in names if name not in preferred]
+        if names and not any(noted):
+            self.blank.append(self.describe(node_id))
+
+    def _texts(self, node_id: str) -> list[str]:
+        """The inputs of an encoder that hold text. Where no CLIP comes in, only those that are named like a text."""
+        has_clip = any(
+            name.lower().startswith("clip") or self.slot_name(link) == "clip" or "CLIP" in self.types_of(node_id, name)
+            for name, link in self.links(node_id).items()
+        )
+        return [
+            name
+            for name, value in self.inputs(node_id).items()
+            if self._is_text(node_id, name, value)
+            and (has_clip or {"text", "prompt", "positive", "negative"} & set(re.split(r"[^a-z]+", name.lower())))
+        ]
+
+    def _is_text(self, node_id: str, name: str, value: Any) -> bool:
+        if types := self.types_of(node_id, name):
+            return "STRING" in types
+        return isinstance(value, str) or (_is_link(value) and name in PREFERRED_TEXTS)
+
+    def _note(self, node_id: str, name: str, several: bool = False) -> bool:
+        """Writes down the text at this input. False if it is blank."""
+        place = self.describe(node_id, name if several else "")
+        value: Any = self.inputs(node_id).get(name)
+        seen = set()
+        while _is_link(value):
+            source = value[0]
+            if source in seen or (behind := self._constant(source)) is None:
+                self.computed.append(f"{place}: computed by {self.describe(source)}")
+                return True
+            seen.add(source)
+            value = behind
+        if not isinstance(value, str) or not value.strip():
+            return False
+        same = next((text for text in self.found if text.strip() == value.strip()), value)
+        places = self.found.setdefault(same, [])
+        if place not in places:
+            places.append(place)
+        return True
+
+    def _constant(self, node_id: str) -> Any:
+        """What a node that only holds or passes on a value puts out, None if it may compute something."""
+        inputs = self.inputs(node_id)
+        if (chosen := self._switched(node_id)) is not None:
+            return inputs.get(chosen)
+        if len(inputs) != 1:
+            return None
+        [(name, value)] = inputs.items()
+        if _is_link(value):
+            passes = self.types_of(node_id, name) & ANY_TYPES or "reroute" in self.class_type(node_id).lower()
+            return value if passes else None
+        # A file name or a choice is a string too, but not what comes out.
+        types = self.types_of(node_id, name)
+        is_value = {"value", "text", "string", "prompt"} & set(re.split(r"[^a-z]+", name.lower()))
+        return value if isinstance(value, str) and is_value and (not types or "STRING" in types) else None
+
+    def result(self, start: str) -> FoundPrompt:
+        listed = [f"{place}: {_shorten(text)}" for text, places in self.found.items() for place in places]
+        if self.computed:
+            what = f"a text behind {start!r} is itself computed, so it is not known here"
+            raise PromptNotFound(_message(what, listed + self.computed, link_it=True))
+        if len(self.found) > 1:
+            what = f"there are {len(self.found)} different texts behind {start!r}"
+            raise PromptNotFound(_message(what, listed))
+        if not self.found:
+            if self.blank:
+                blanks = [f"{place}: empty" for place in self.blank]
+                raise PromptNotFound(_message(f"every text behind {start!r} is empty", blanks))
+            raise PromptNotFound(_message(f"there is no text behind {start!r}", []))
+        [(text, places)] = self.found.items()
+        return FoundPrompt(text, places[0])
+
+
+def _message(what: str, listed: Sequence[str], link_it: bool = False) -> str:
+    lines = [f"The verifier needs a prompt, the input 'prompt' is empty, and {what}{':' if listed else '.'}"]
+    lines += [f"  {line}" for line in listed]
+    if link_it:
+        lines.append("Link the same text to 'prompt' of this node as well, or type it there.")
+    else:
+        lines.append("Type into 'prompt' what the image should show, or link a text to it.")
+    return "\n".join(lines)
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return f'"{text}"' if len(text) <= SHOWN_CHARACTERS else f'"{text[:SHOWN_CHARACTERS]}..."'
+
+
+def _polarity(name: str) -> bool:
+    """False for the names of what the image should not show, and of the empty prompt."""
+    return not {"negative", "neg", "uncond", "empty"} & set(re.split(r"[^a-z]+", name.lower()))
+
+
+def _is_link(value: Any) -> bool:
+    """Whether an input's value is a link: [node id, output index]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )

@@ -1,0 +1,344 @@
+"""The verifier's prompt, found in the graph behind a node. No ComfyUI: node classes are a table."""
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from noise_search.host.prompt_text import FoundPrompt, PromptNotFound, find_prompt, find_prompt_in_host
+
+OUTPUTS = {
+    "CLIPTextEncode": ["CONDITIONING"],
+    "ControlNetApplyAdvanced": ["positive", "negative"],
+    "InpaintModelConditioning": ["positive", "negative", "latent"],
+    "PairConditioningCombine": ["positive", "negative"],
+    "TextEncodeEdit": ["positive", "negative"],
+    "Loader": ["MODEL", "CLIP", "VAE"],
+    "PrimitiveString": ["STRING"],
+}
+TYPES = {
+    "Lumina": {"clip": "CLIP", "system_prompt": "COMBO", "user_prompt": "STRING"},
+    "AnyReroute": {"anything": "*"},
+    "LoadText": {"value": "COMBO"},
+}
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def encode(text):
+    return node("CLIPTextEncode", clip=["loader", 1], text=text)
+
+
+def find(start="positive", **graph):
+    graph["loader"] = node("Loader")
+    return find_prompt(graph, "top", start, lambda kind: OUTPUTS.get(kind, []), lambda k: TYPES.get(k, {}))
+
+
+def text(start="positive", **graph):
+    return find(start, **graph).text
+
+
+def sampler(link, other=None):
+    inputs = {"positive": link} | ({"negative": other} if other else {})
+    return node("Search", **inputs)
+
+
+def message(start="positive", **graph):
+    with pytest.raises(PromptNotFound) as caught:
+        find(start, **graph)
+    return str(caught.value)
+
+
+def test_the_text_of_the_encoder_and_where_it_stood():
+    found = find(top=sampler(["6", 0], ["7", 0]), **{"6": encode("a cat"), "7": encode("bad")})
+    assert found == FoundPrompt("a cat", "node 6, CLIPTextEncode")
+
+
+def test_the_source_carries_the_title_that_the_user_gave_the_node():
+    titled = encode("a cat") | {"_meta": {"title": "What I want"}}
+    assert find(top=sampler(["6", 0]), **{"6": titled}).source == 'node 6, CLIPTextEncode, "What I want"'
+
+
+CONTROLNET = {
+    "top": sampler(["c", 0], ["c", 1]),
+    "c": node("ControlNetApplyAdvanced", positive=["i", 0], negative=["i", 1], control_net=["loader", 0]),
+    "i": node("InpaintModelConditioning", positive=["p", 0], negative=["n", 0], vae=["loader", 2]),
+    "p": encode("a cat"),
+    "n": encode("blurry"),
+}
+
+
+def test_slot_positive_goes_on_at_input_positive_of_nodes_that_carry_both():
+    assert text(**CONTROLNET) == "a cat"
+
+
+def test_slot_negative_goes_on_at_input_negative_even_where_it_is_wired_to_positive():
+    assert text(**CONTROLNET | {"top": sampler(["c", 1])}) == "blurry"
+
+
+def test_a_pair_combination_goes_on_at_both_positives_and_at_no_negative():
+    pair = node("PairConditioningCombine", positive_A=["p", 0], negative_A=["n", 0], positive_B=["q", 0])
+    listed = message(top=sampler(["pair", 0]), pair=pair, p=encode("cat"), q=encode("dog"), n=encode("blurry"))
+    assert ("cat" in listed, "dog" in listed, "blurry" in listed) == (True, True, False)
+
+
+@pytest.mark.parametrize("name", ["conditioning", "conditioning_1", "cond_NEW"])
+def test_single_conditioning_nodes_pass_through(name):
+    area = node("ConditioningSetArea", **{name: ["p", 0]}, width=64)
+    assert text(top=sampler(["a", 0]), a=area, p=encode("a cat")) == "a cat"
+
+
+def test_an_encoder_that_takes_a_conditioning_too_is_passed_through():
+    gligen = node("GLIGENTextBoxApply", conditioning_to=["p", 0], clip=["loader", 1], text="the box")
+    assert text(top=sampler(["g", 0]), g=gligen, p=encode("a cat")) == "a cat"
+
+
+def test_a_conditioning_input_is_known_by_what_is_linked_to_it():
+    odd = node("SomebodysNode", whatever=["p", 0])
+    assert text(top=sampler(["o", 0]), o=odd, p=encode("a cat")) == "a cat"
+
+
+def test_equal_texts_are_one():
+    both = node("ConditioningCombine", conditioning_1=["p", 0], conditioning_2=["q", 0])
+    assert text(top=sampler(["b", 0]), b=both, p=encode("a cat"), q=encode(" a cat\n")) == "a cat"
+
+
+def test_a_blank_text_beside_another_does_not_count():
+    both = node("ConditioningConcat", conditioning_to=["p", 0], conditioning_from=["q", 0])
+    assert text(top=sampler(["b", 0]), b=both, p=encode("  "), q=encode("a cat")) == "a cat"
+
+
+def test_different_texts_are_listed_with_their_nodes():
+    both = node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["9", 0])
+    listed = message(top=sampler(["b", 0]), b=both, **{"6": encode("a cat"), "9": encode("x" * 500)})
+    assert "2 different texts" in listed
+    assert 'node 6, CLIPTextEncode: "a cat"' in listed
+    assert f'node 9, CLIPTextEncode: "{"x" * 80}..."' in listed
+    assert "Type into 'prompt'" in listed
+
+
+def test_a_zeroed_conditioning_has_no_text():
+    zero = node("ConditioningZeroOut", conditioning=["p", 0])
+    assert "there is no text behind 'positive'" in message(top=sampler(["z", 0]), z=zero, p=encode("a cat"))
+
+
+@pytest.mark.parametrize(
+    "texts, expected",
+    [
+        ({"clip_l": "tags", "t5xxl": "a sentence"}, "a sentence"),
+        ({"clip_l": "tags", "clip_g": "tags", "t5xxl": " "}, "tags"),
+        ({"text_l": "little", "text_g": "big"}, "big"),
+        ({"text_l": "little", "text_g": ""}, "little"),
+        ({"somebodys_text": "a cat"}, "a cat"),
+        ({"prompt": "a cat", "negative_prompt": "blurry"}, "a cat"),
+    ],
+)
+def test_encoders_with_several_texts(texts, expected):
+    encoder = node("Encoder", clip=["loader", 1], **texts)
+    assert text(top=sampler(["e", 0]), e=encoder) == expected
+
+
+def test_an_encoder_for_both_prompts_gives_the_negative_at_its_negative_output():
+    encoder = node("TextEncodeEdit", clip=["loader", 1], prompt="a cat", negative_prompt="blurry")
+    assert text(top=sampler(["e", 1]), e=encoder) == "blurry"
+
+
+def test_different_texts_of_one_unknown_encoder_are_an_error():
+    encoder = node("Encoder", clip=["loader", 1], one="a cat", two="a dog")
+    assert "node e, Encoder, one" in message(top=sampler(["e", 0]), e=encoder)
+
+
+def test_a_choice_is_no_text():
+    encoder = node("Lumina", clip=["loader", 1], system_prompt="superior", user_prompt="")
+    assert "every text behind 'positive' is empty" in message(top=sampler(["e", 0]), e=encoder)
+
+
+@pytest.mark.parametrize("value", ["PrimitiveString", "PrimitiveStringMultiline"])
+def test_a_linked_constant_is_resolved(value):
+    assert text(top=sampler(["p", 0]), p=encode(["s", 0]), s=node(value, value="a cat")) == "a cat"
+
+
+@pytest.mark.parametrize("reroute", [node("Reroute", x=["s", 0]), node("AnyReroute", anything=["s", 0])])
+def test_a_linked_constant_is_resolved_through_reroutes(reroute):
+    string = node("PrimitiveString", value="a cat")
+    assert text(top=sampler(["p", 0]), p=encode(["r", 0]), r=reroute, s=string) == "a cat"
+
+
+@pytest.mark.parametrize("switch, expected", [(True, "a cat"), (False, "a dog")])
+def test_a_switch_with_a_fixed_setting_lets_one_through(switch, expected):
+    choose = node("ComfySwitchNode", switch=switch, on_true=["p", 0], on_false=["q", 0])
+    types = TYPES | {"ComfySwitchNode": {"on_true": "COMFY_MATCHTYPE_V3", "on_false": "COMFY_MATCHTYPE_V3"}}
+    graph = {"top": sampler(["c", 0]), "c": choose, "p": encode("a cat"), "q": encode("a dog")}
+    assert find_prompt(graph, "top", "positive", lambda k: [], lambda k: types.get(k, {})).text == expected
+
+
+@pytest.mark.parametrize(
+    "computing",
+    [
+        node("StringConcatenate", string_a="a", string_b="cat"),
+        node("Wildcards", text="{a|b}", seed=3),
+        node("AskModel", prompt=["s", 0]),
+        node("LoadTextFile", path="prompts.txt"),
+        node("LoadText", value="prompts.txt"),
+    ],
+)
+def test_a_computed_text_asks_for_a_link(computing):
+    asked = message(top=sampler(["p", 0]), p=encode(["c", 0]), c=computing, s=node("PrimitiveString", value="cat"))
+    assert f"node p, CLIPTextEncode: computed by node c, {computing['class_type']}" in asked
+    assert "Link the same text to 'prompt'" in asked
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [
+        node("BasicGuider", model=["loader", 0], conditioning=["p", 0]),
+        node("CFGGuider", model=["loader", 0], positive=["p", 0], negative=["n", 0]),
+        node("DualCFGGuider", cond1=["p", 0], cond2=["p", 0], negative=["n", 0]),
+        node("PerpNegGuider", positive=["p", 0], negative=["n", 0], empty_conditioning=["n", 0]),
+        node("WrappedGuider", guider=["inner", 0]),
+    ],
+)
+def test_guiders(guider):
+    inner = node("BasicGuider", conditioning=["p", 0])
+    top = node("SearchAdvanced", guider=["g", 0])
+    assert text("guider", top=top, g=guider, inner=inner, p=encode("a cat"), n=encode("blurry")) == "a cat"
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        node("KSampler", model=["loader", 0], positive=["p", 0], negative=["n", 0], latent_image=["first", 0]),
+        node("SamplerCustomAdvanced", guider=["g", 0], latent_image=["first", 0]),
+    ],
+)
+def test_from_an_image_the_nearest_sampler_counts(stock):
+    assert (
+        text(
+            "image",
+            top=node("VerifierScore", image=["scale", 0], verifier=["loader", 0]),
+            scale=node("ImageScale", image=["decode", 0]),
+            decode=node("VAEDecode", samples=["k", 0], vae=["loader", 2]),
+            k=stock,
+            g=node("BasicGuider", conditioning=["p", 0]),
+            first=node("KSampler", positive=["other", 0]),
+            p=encode("a cat"),
+            n=encode("blurry"),
+            other=encode("an earlier stage"),
+        )
+        == "a cat"
+    )
+
+
+def test_from_an_image_a_search_that_was_told_its_prompt_says_it():
+    told = node("Search", positive=["p", 0], verifier=["loader", 0], prompt="what I meant")
+    assert text("image", top=node("Score", image=["k", 1]), k=told, p=encode("masterpiece, cat")) == "what I meant"
+
+
+def test_an_image_from_a_file_has_no_sampler():
+    load = node("LoadImage", image="cat.png")
+    assert "no sampler behind 'image'" in message("image", top=node("Score", image=["l", 0]), l=load)
+
+
+def test_an_unlinked_start():
+    assert "nothing is linked to 'positive'" in message(top=node("Search"))
+
+
+def test_a_node_that_is_not_in_the_graph():
+    assert "there is no text" in message(top=sampler(["gone", 0]))
+
+
+def test_a_circle_of_conditionings_ends():
+    a, b = node("Combine", cond_1=["b", 0], cond_2=["p", 0]), node("Combine", cond_1=["a", 0])
+    assert text(top=sampler(["a", 0]), a=a, b=b, p=encode("a cat")) == "a cat"
+
+
+def test_a_circle_of_strings_ends():
+    graph = {"p": encode(["a", 0]), "a": node("Reroute", x=["b", 0]), "b": node("Reroute", x=["a", 0])}
+    assert "is itself computed" in message(top=sampler(["p", 0]), **graph)
+
+
+def test_a_long_chain_does_not_overflow_the_stack():
+    chain = {str(i): node("ConditioningSetArea", conditioning=[str(i + 1), 0]) for i in range(5000)}
+    assert text(top=sampler(["0", 0]), **chain, **{"5000": encode("a cat")}) == "a cat"
+
+
+IDS = st.sampled_from(["top", "1", "2", "3", "4", "missing"])
+NAMES = [
+    "positive",
+    "negative",
+    "conditioning",
+    "cond1",
+    "clip",
+    "text",
+    "t5xxl",
+    "switch",
+    "on_true",
+    "image",
+    "guider",
+]
+VALUES = st.one_of(
+    st.lists(st.one_of(IDS, st.integers(-2, 3)), max_size=3),
+    st.tuples(IDS, st.integers(-1, 3)).map(list),
+    st.text(max_size=3),
+    st.booleans(),
+    st.none(),
+)
+CLASSES = st.sampled_from(["CLIPTextEncode", "ControlNetApplyAdvanced", "Reroute", "ConditioningZeroOut", "Loader", ""])
+NODES = st.one_of(
+    st.fixed_dictionaries({"class_type": CLASSES, "inputs": st.dictionaries(st.sampled_from(NAMES), VALUES)}),
+    st.sampled_from([{}, {"class_type": 3}, {"inputs": None}, None]),
+)
+
+
+@settings(max_examples=300, deadline=2000)
+@given(graph=st.dictionaries(IDS, NODES), start=st.sampled_from(["positive", "guider", "image"]))
+def test_any_graph_gives_a_text_or_an_error_that_says_what_to_do(graph, start):
+    try:
+        found = find_prompt(graph, "top", start, lambda kind: OUTPUTS.get(kind, []))
+    except PromptNotFound as error:
+        assert "'prompt'" in str(error).splitlines()[-1]
+    else:
+        assert found.text.strip()
+
+
+@pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="needs ComfyUI's node classes")
+class TestWithTheHostsNodes:
+    class Hidden:
+        unique_id = "top"
+        prompt = None
+
+        def __init__(self, **graph):
+            self.dynprompt = self
+            self.graph = graph
+
+        def all_node_ids(self):
+            return set(self.graph)
+
+        def get_node(self, node_id):
+            return self.graph[node_id]
+
+    @pytest.mark.parametrize("slot, expected", [(0, "a cat"), (1, "blurry")])
+    def test_v1_output_names_keep_the_conditionings_apart(self, slot, expected):
+        both = node("ControlNetApplyAdvanced", positive=["p", 0], negative=["n", 0], strength=1.0)
+        hidden = self.Hidden(top=sampler(["c", slot]), c=both, p=encode("a cat"), n=encode("blurry"))
+        assert find_prompt_in_host(hidden, "positive").text == expected
+
+    @pytest.fixture
+    def flux_encoder(self, monkeypatch):
+        from comfy_extras.nodes_flux import CLIPTextEncodeFlux  # a V3 class
+
+        import nodes
+
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "CLIPTextEncodeFlux", CLIPTextEncodeFlux)
+
+    def test_a_v3_encoder_is_read(self, flux_encoder):
+        encoder = node("CLIPTextEncodeFlux", clip=["l", 1], clip_l="tags", t5xxl="a sentence", guidance=3.5)
+        hidden = self.Hidden(top=sampler(["e", 0]), e=encoder, l=node("CheckpointLoaderSimple", ckpt_name="x"))
+        assert find_prompt_in_host(hidden, "positive").text == "a sentence"
+
+    def test_without_a_dynprompt_the_prompt_serves(self):
+        hidden = self.Hidden()
+        hidden.dynprompt, hidden.prompt = None, {"top": sampler(["p", 0]), "p": encode("a cat")}
+        assert find_prompt_in_host(hidden, "positive").text == "a cat"
