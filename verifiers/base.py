@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,12 +21,16 @@ class Verifier(Protocol):
     members: one name per column of the values ("CLIP Score (ViT-B-32)").
     needs_prompt: whether an empty prompt is an error.
     usual_range: (low, high) of typical values, for axes and tooltips.
-    module: the torch module that holds the weights (None if there are none); the host moves it between devices.
+    prompt_tokens: how many tokens of a prompt it reads, start and end marks included; None if there is no limit. A
+    longer prompt is cut, with one warning per prompt.
+    module: the torch module that holds the weights (None if there are none); the host moves it between devices, and may
+    replace its parameters when it does, so none may be kept elsewhere.
     """
 
     members: tuple[str, ...]
     needs_prompt: bool
     usual_range: tuple[float, float]
+    prompt_tokens: int | None
     module: torch.nn.Module | None
 
     def identity(self) -> str:
@@ -34,7 +40,19 @@ class Verifier(Protocol):
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Raw values, float32 [B, members], on any device.
 
-        images: float [B, H, W, 3] in 0..1 on the module's device; prompts: B texts. What else is in the batch has no
-        influence on an image's value.
+        images: float [B, H, W, 3] in 0..1 on any device (the verifier moves what it needs, one image at a time if it
+        can, so that a large batch does not fill the GPU); prompts: B texts. What else is in the batch has no influence
+        on an image's value.
         """
         ...
+
+
+def require(module: str, package: str, purpose: str) -> ModuleType:
+    """Imports an optional package, or raises VerifierError that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise VerifierError(
+            f"{purpose} needs the Python package {package}, which cannot be imported ({error}); "
+            f"install it into ComfyUI's Python: python -m pip install {package}"
+        ) from error

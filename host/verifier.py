@@ -1,0 +1,175 @@
+"""Verifiers under ComfyUI's model management: the object on the VERIFIER socket."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import torch
+
+from ..verifiers import registry
+from ..verifiers.base import Verifier, VerifierError
+from ..verifiers.weights import file_stamp
+from .folders import clip_model_path
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ACTIVATION_BYTES = 512 * 2**20  # a ViT-H on one image in float32 stays below
+
+
+class VerifierModule(torch.nn.Module):
+    """The plain module that ComfyUI's patcher needs: it sets attributes that transformers' models refuse (`device`)."""
+
+    def __init__(self, inner: torch.nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.device = None
+
+
+class HostedVerifier:
+    """A verifier whose network ComfyUI loads and unloads. Higher is better.
+
+    members, needs_prompt, usual_range, prompt_tokens, identity: the verifier's own (`verifiers/base.py`).
+    patcher: ComfyUI's handle on the network (its caches look for this name), None for a verifier without one.
+    """
+
+    def __init__(self, verifier: Verifier, device: torch.device | None = None):
+        self.verifier = verifier
+        self.members: tuple[str, ...] = tuple(verifier.members)
+        self.needs_prompt = bool(verifier.needs_prompt)
+        self.usual_range = verifier.usual_range
+        self.prompt_tokens = verifier.prompt_tokens
+        self.patcher: Any = None
+        if verifier.module is not None:
+            # by attribute and now: ComfyUI rebinds CoreModelPatcher when it starts, and old versions have none
+            patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+            self.patcher = patcher(
+                VerifierModule(verifier.module),
+                load_device=device or mm.get_torch_device(),
+                offload_device=mm.text_encoder_offload_device(),
+            )
+
+    def identity(self) -> str:
+        """What determines the values: a hash of the weights and the settings."""
+        return self.verifier.identity()
+
+    def score(self, images: torch.Tensor, prompts: str | Sequence[str]) -> torch.Tensor:
+        """Raw values: float32 [B, members] on the CPU.
+
+        images: IMAGE [B, H, W, C] in 0..1 on any device; one channel counts as grey, alpha is dropped. prompts: one
+        text per image, or one for all. Raises ValueError on unusable input, and VerifierError with the members' names
+        and the cause when the verifier fails; an interrupt and running out of memory pass through as they are.
+        """
+        mm.throw_exception_if_processing_interrupted()
+        images = check_images(images)
+        prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one for all, or one for each")
+        names = ", ".join(self.members)
+        self._load(images)
+        try:
+            with torch.inference_mode():
+                values = self.verifier.score(images, prompts)
+        except Exception as error:
+            if _passes(error):
+                raise
+            raise VerifierError(f"verifier {names} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(values, torch.Tensor) or tuple(values.shape) != (len(images), len(self.members)):
+            shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise VerifierError(
+                f"verifier {names} returned {shape} for {len(images)} images; expected values of shape "
+                f"{(len(images), len(self.members))} (images, members)"
+            )
+        return values.detach().to("cpu", torch.float32)
+
+    def _load(self, images: torch.Tensor) -> None:
+        if self.patcher is None:
+            return
+        memory = ACTIVATION_BYTES + 4 * images[0].numel() * images.element_size()
+        # fully: ComfyUI offloads in parts only what is built from its own layers, and would leave the rest on the CPU
+        mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
+
+
+def check_images(images: Any) -> torch.Tensor:
+    """The images as float32 RGB [B, H, W, 3] where they are, or a ValueError that says what is wrong with which."""
+    if (
+        not isinstance(images, torch.Tensor)
+        or images.ndim != 4
+        or images.shape[-1] not in (1, 3, 4)
+        or 0 in images.shape
+    ):
+        found = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images to score must be [images, height, width, 3], found {found}; connect a decoded IMAGE")
+    images = images.detach().to(torch.float32)
+    images = images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]
+    for index, image in enumerate(images):
+        if not torch.isfinite(image).all():
+            raise ValueError(
+                f"image {index + 1} of {len(images)} contains NaN or infinite values and cannot be scored; a black or "
+                "broken decode often means that the VAE ran out of range: try a VAE in fp32 or bf16"
+            )
+    return images
+
+
+def resolve_dtype(precision: str, device: torch.device | None = None) -> torch.dtype:
+    """The dtype for a `precision` of "auto", "fp32", "fp16" or "bf16". auto: fp32 on the CPU, else what is fast."""
+    if precision in DTYPES:
+        return DTYPES[precision]
+    if precision != "auto":
+        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    device = device or mm.get_torch_device()
+    if mm.is_device_cpu(device):
+        return torch.float32
+    if mm.should_use_fp16(device, prioritize_performance=False):
+        return torch.float16
+    return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+
+
+def load_clip_score(model_name: str, precision: str = "auto", architecture: str = "") -> HostedVerifier:
+    """CLIP Score from an entry of `folders.clip_choices`. Two loads of one file share one network."""
+    return _shared(clip_model_path(model_name), Path(model_name).name, precision, architecture.strip())
+
+
+def load_demo_verifier() -> HostedVerifier:
+    """The embedded learned verifier: a tiny CLIP of the demo's world, through the same code as any other."""
+    return _shared(_demo_directory(), "demo", "fp32", "", usual_range=(0.0, 100.0))
+
+
+# Networks in use, by file and settings. Weak: the VERIFIER outputs in ComfyUI's cache own them, and when the last one
+# goes, so does the network; nothing stays in memory on account of this table. The key is the files' sizes and times,
+# not their hash, so that gigabytes need not be read before sharing; a replaced file is a new key.
+_loaded: weakref.WeakValueDictionary[tuple, HostedVerifier] = weakref.WeakValueDictionary()
+
+
+def _shared(path: Path, label: str, precision: str, architecture: str, **settings: Any) -> HostedVerifier:
+    dtype = resolve_dtype(precision)
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    key = (file_stamp(files), label, architecture, dtype)
+    hosted = _loaded.get(key)
+    if hosted is None:
+        clip_score = registry.get("clip_score")
+        verifier = clip_score.load(path, label=label, architecture=architecture, dtype=dtype, **settings)
+        hosted = HostedVerifier(verifier)
+        _loaded[key] = hosted
+    return hosted
+
+
+def _demo_directory() -> Path:
+    try:
+        from .demo import verifier_directory
+    except ImportError:
+        return Path(__file__).resolve().parents[1] / "demo" / "weights" / "verifier"
+    return Path(verifier_directory())
+
+
+def _passes(error: Exception) -> bool:
+    """Interrupts and running out of memory are ComfyUI's to handle, so they must keep their type."""
+    if isinstance(error, mm.InterruptProcessingException):
+        return True
+    if hasattr(mm, "is_oom"):
+        return mm.is_oom(error)
+    return mm.OOM_EXCEPTION is not Exception and isinstance(error, mm.OOM_EXCEPTION)

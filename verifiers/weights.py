@@ -1,0 +1,139 @@
+"""Weight files, read without ever running what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .base import VerifierError
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file or of a torch.save file, by name, on the CPU.
+
+    A torch.save file is read with `weights_only`: tensors and plain containers, no code. {"state_dict": ...} is
+    unwrapped and a `module.` before every name removed. Raises VerifierError: which file, why, and what to do.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if path.suffix == ".safetensors" and kind != "safetensors":
+        raise VerifierError(f"cannot read {path}: it is {kind}, not a safetensors file; {_REMEDIES[kind]}")
+    if kind == "safetensors":
+        state: Any = _read_safetensors(path)
+    elif kind in (_ZIP, _PICKLE):
+        state = _read_torch(path)
+    else:
+        raise VerifierError(f"cannot read {path}: it is {kind}; {_REMEDIES[kind]}")
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)} if state else {}
+    if not tensors:
+        raise VerifierError(f"{path} holds no weights (found: {_short(state)}); choose the model's weight file")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def content_hash(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+    """SHA-256 over the contents of `files`, whatever their names, and over `settings` (JSON values), as hex text."""
+    digests = []
+    for path in files:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        digests.append(digest.hexdigest())
+    return hashlib.sha256(json.dumps([sorted(digests), settings], sort_keys=True).encode()).hexdigest()
+
+
+def file_stamp(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
+    """(path, size, modification time) of each file: cheap to compare, changes when a file is replaced."""
+    stamps = []
+    for path in sorted(files):
+        stat = path.stat()
+        stamps.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+    return tuple(stamps)
+
+
+_ZIP = "a torch.save file"
+_PICKLE = "a Python pickle"
+_TORCHSCRIPT = "a TorchScript archive (a program with weights, the format of OpenAI's original downloads)"
+_LFS = "a Git LFS pointer (a few lines of text that stand for the weights)"
+_HTML = "a web page"
+_EMPTY = "empty"
+_UNKNOWN = "in no known weight format, or damaged"
+
+_AGAIN = "download it again and compare its size with the one shown on the download page"
+_SAFE = "pickles can run code when they are loaded; get the model's .safetensors file instead"
+_REMEDIES = {
+    "safetensors": _AGAIN,
+    _ZIP: _SAFE,
+    _PICKLE: _SAFE,
+    _TORCHSCRIPT: "get the same model as .safetensors (for OpenAI's CLIP: model.safetensors with its config.json)",
+    _LFS: "download the file itself, or run `git lfs pull` in its folder",
+    _HTML: "download the file itself; a gated or moved link often saves its web page instead",
+    _EMPTY: _AGAIN,
+    _UNKNOWN: _AGAIN,
+}
+
+
+def _kind(path: Path) -> str:
+    """What the first bytes say the file is."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise VerifierError(f"cannot read {path}: {error.strerror or error}; check the name and the folder") from error
+    if not head:
+        return _EMPTY
+    if head[:4] == b"PK\x03\x04":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return _TORCHSCRIPT if any("/code/" in name for name in archive.namelist()) else _ZIP
+        except zipfile.BadZipFile:
+            return _UNKNOWN
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head[:1] == b"\x80":
+        return _PICKLE
+    if head.startswith(b"version https://git-lfs"):
+        return _LFS
+    if head.lstrip()[:1] == b"<":
+        return _HTML
+    return _UNKNOWN
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise VerifierError(f"cannot read {path} ({path.stat().st_size:,} bytes): {error}; {_AGAIN}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise VerifierError(
+            f"{path} is refused: it is a Python pickle that holds more than weights; {_SAFE} ({reason})"
+        ) from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise VerifierError(f"cannot read {path} ({path.stat().st_size:,} bytes): {error}; {_AGAIN}") from error
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
