@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ SEED_RANGE = 2**64
 MAX_MOVES = 4096
 MAX_BATCH = 4096
 FORMAT_VERSION = 1
+Draw = Callable[[tuple[int, ...], int, tuple[int, ...] | None], torch.Tensor]
 
 
 class RecipeError(ValueError):
@@ -24,7 +27,8 @@ class Rotate:
     """Turn the noise by `angle` degrees (0 to 180) towards a random direction drawn from `seed`.
 
     The step of Zero-Order Search (Ma et al., arXiv 2501.09732, section 3.2): with u the unit noise and w a random
-    unit vector orthogonal to it, y = |x| (cos(angle) u + sin(angle) w). Keeps the norm of each item of the batch.
+    unit vector orthogonal to it, y = |x| (cos(angle) u + sin(angle) w). Keeps the norm of each item of the batch, which
+    must have at least two elements.
     """
 
     seed: int
@@ -34,10 +38,10 @@ class Rotate:
         direction = draw(noise.shape, self.seed)
         x = noise.to(torch.float64).flatten(1)
         v = direction.to(torch.float64).flatten(1)
-        norm = x.norm(dim=1, keepdim=True)
+        norm = _steady(x.norm(dim=1, keepdim=True))
         u = x / norm
-        v = v - (v * u).sum(dim=1, keepdim=True) * u
-        w = v / v.norm(dim=1, keepdim=True)
+        v = v - _steady((v * u).sum(dim=1, keepdim=True)) * u
+        w = v / _steady(v.norm(dim=1, keepdim=True))
         angle = math.radians(self.angle)
         return (norm * (math.cos(angle) * u + math.sin(angle) * w)).reshape(noise.shape).to(noise.dtype)
 
@@ -78,14 +82,16 @@ class Recipe:
             raise ValueError(f"row {row} is not in a batch of {self.batch}")
         return Recipe(self.seed, self.moves, row, self.batch, self.batch_index)
 
-    def noise(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def noise(
+        self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, source: Draw | None = None
+    ) -> torch.Tensor:
         """The noise on the CPU.
 
         shape: the latent's shape [B, C, ...]; B is replaced by the recipe's own batch where it has one. Returns
-        [batch, C, ...], or [1, C, ...] if the recipe picks a row. Drawn in float32, then cast to `dtype`.
+        [batch, C, ...], or [1, C, ...] if the recipe picks a row. `source` draws the noise of a seed (default `draw`).
         """
         batch = self.batch if self.batch is not None else shape[0]
-        noise = draw((batch, *shape[1:]), self.seed, self.batch_index)
+        noise = (source or draw)((batch, *shape[1:]), self.seed, self.batch_index)
         for move in self.moves:
             noise = move(noise)
         if self.row is not None:
@@ -108,18 +114,19 @@ class Recipe:
     def from_dict(cls, data: Any) -> Recipe:
         """Reads what `to_dict` wrote; anything else raises RecipeError."""
         if not isinstance(data, dict):
-            raise RecipeError(f"a recipe is a JSON object such as {{\"seed\": 42}}, not {_short(data)}")
+            raise RecipeError(f'a recipe is a JSON object such as {{"seed": 42}}, not {_short(data)}')
         unknown = sorted(set(map(str, data)) - {"version", "seed", "moves", "row", "batch", "batch_index"})
         if unknown:
             raise RecipeError(f"unknown recipe entries {_short(unknown)}; was it made by a newer Noise Search?")
-        version = _integer(data, "version", 1, 2**31, default=FORMAT_VERSION)
+        version = _integer("version", data.get("version", FORMAT_VERSION), 1, 2**31)
         if version != FORMAT_VERSION:
             raise RecipeError(f"recipe version {version} is newer than this Noise Search reads ({FORMAT_VERSION})")
-        seed = _integer(data, "seed", 0, SEED_RANGE - 1)
-        batch = _integer(data, "batch", 1, MAX_BATCH, default=None)
-        row = _integer(data, "row", 0, MAX_BATCH, default=None)
-        if row is not None and (batch is None or row >= batch):
-            raise RecipeError(f"recipe row {row} is not in its batch of {batch}")
+        seed = _integer("seed", data.get("seed"), 0, SEED_RANGE - 1)
+        batch, row = data.get("batch"), data.get("row")
+        if batch is not None:
+            _integer("batch", batch, 1, MAX_BATCH)
+        if row is not None and (batch is None or _integer("row", row, 0, MAX_BATCH) >= batch):
+            raise RecipeError(f"recipe row {_short(row)} is not in its batch of {_short(batch)}")
         moves = data.get("moves", [])
         if not isinstance(moves, list) or len(moves) > MAX_MOVES:
             raise RecipeError(f"recipe moves must be a list of at most {MAX_MOVES}, not {_short(moves)}")
@@ -142,8 +149,12 @@ def draw(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None 
     generator = torch.Generator("cpu").manual_seed(seed)
     if batch_index is None:
         return torch.randn(shape, generator=generator, dtype=torch.float32)
-    draws = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(batch_index) + 1)]
-    return torch.cat([draws[i] for i in batch_index])
+    kept = {}
+    for i in range(max(batch_index) + 1):
+        noise = torch.randn((1, *shape[1:]), generator=generator, dtype=torch.float32)
+        if i in batch_index:
+            kept[i] = noise
+    return torch.cat([kept[i] for i in batch_index])
 
 
 def to_json(recipes: list[Recipe]) -> str:
@@ -157,7 +168,7 @@ def from_json(text: str) -> list[Recipe]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError, TypeError) as error:
-        raise RecipeError(f"a recipe is JSON such as {{\"seed\": 42}}; could not read {_short(text)}: {error}") from None
+        raise RecipeError(f'a recipe is JSON such as {{"seed": 42}}; could not read {_short(text)}: {error}') from None
     if not isinstance(data, list):
         return [Recipe.from_dict(data)]
     if not 0 < len(data) <= MAX_BATCH:
@@ -176,22 +187,24 @@ def _move(data: Any) -> Rotate:
     angle = data["angle"]
     if isinstance(angle, bool) or not isinstance(angle, (int, float)) or not 0 <= angle <= 180:
         raise RecipeError(f"recipe angle must be 0 to 180 degrees, not {_short(angle)}")
-    return Rotate(_integer(data, "seed", 0, SEED_RANGE - 1), float(angle))
+    return Rotate(_integer("move seed", data["seed"], 0, SEED_RANGE - 1), float(angle))
 
 
-_REQUIRED: Any = object()
+def _steady(total: torch.Tensor) -> torch.Tensor:
+    """Rounds a float64 sum to float32, which hides that its last bits depend on the number of threads."""
+    return total.to(torch.float32).to(torch.float64)
 
 
-def _integer(data: dict, key: str, low: int, high: int, default: Any = _REQUIRED) -> Any:
-    value = data.get(key, default)
-    if value is default and default is not _REQUIRED:
-        return default
-    if type(value) is not int or not low <= value <= high:
-        shown = "nothing" if value is _REQUIRED else _short(value)
-        raise RecipeError(f"recipe {key} must be a whole number from {low} to {high}, not {shown}")
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:  # a bool is not a number here
+        raise RecipeError(f"recipe {name} must be a whole number from {low} to {high}, not {_short(value)}")
     return value
 
 
+_repr = reprlib.Repr()  # looks at the outermost part only: an input may be huge or very deep
+_repr.maxlevel, _repr.maxstring, _repr.maxother = 3, 80, 80
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else _repr.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

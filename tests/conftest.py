@@ -7,6 +7,9 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,3 +23,33 @@ if comfy_root := os.environ.get("COMFYUI_PATH"):
 spec = importlib.util.spec_from_file_location("noise_search", ROOT / "__init__.py")
 sys.modules["noise_search"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The embedded model, with the conditioning of one prompt."""
+    pytest.importorskip("comfy")
+    import torch
+    from noise_search.host.demo import load_generator
+
+    with torch.inference_mode():
+        model, clip, vae = load_generator()
+        encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+        positive, negative = encode("a red circle above a blue square"), encode("")
+    return SimpleNamespace(model=model, clip=clip, vae=vae, positive=positive, negative=negative, encode=encode)
+
+
+class Brightness:
+    """A verifier without weights: the mean of the red channel."""
+
+    members = ("red",)
+    needs_prompt = False
+    usual_range = (0.0, 1.0)
+
+    def score(self, images, prompts):
+        return images[..., 0].float().mean(dim=(1, 2)).reshape(-1, 1).cpu()
+
+
+@pytest.fixture(scope="session")
+def brightness():
+    return Brightness()

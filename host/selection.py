@@ -1,0 +1,138 @@
+"""The graph-native route: scores for a list of images, and the best k of anything that came with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+
+from ..search.aggregate import Aggregator, check_values, order
+from .engine import check_pixels, join_rows, take_row
+from .noise import RecipeNoise, recipes_of
+from .verifier import HostedVerifier
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Raw values [candidates, rows, members] of a list of image batches, higher is better. Immutable."""
+
+    members: tuple[str, ...]
+    values: torch.Tensor
+    aggregator: Aggregator = Aggregator()
+
+    def row(self, row: int) -> torch.Tensor:
+        """The aggregated score of every candidate for one item of the batch: float64 [candidates]."""
+        return self.aggregator(self.values[:, row].to(torch.float64))
+
+    def flat(self) -> list[float]:
+        """Every score, candidate by candidate and within one item by item."""
+        return torch.stack([self.row(row) for row in range(self.values.shape[1])], dim=1).flatten().tolist()
+
+
+def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, prompts: Sequence[str]) -> Scores:
+    """Scores a list of image batches [B, H, W, C], each with its prompt (or all with the one prompt given).
+
+    Sizes may differ between candidates; the number of images in each may not. Raises ValueError, naming the candidate.
+    """
+    if len(prompts) not in (1, len(images)):
+        raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
+    rows = images[0].shape[0]
+    bar = comfy.utils.ProgressBar(len(images))
+    values = []
+    for index, batch in enumerate(images):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if batch.shape[0] != rows:
+            raise ValueError(
+                f"candidate {index} has {batch.shape[0]} images and candidate 0 has {rows}: "
+                f"every candidate needs the same number of images to be compared"
+            )
+        check_pixels([batch], f"candidate {index}")
+        prompt = prompts[index if len(prompts) > 1 else 0]
+        # one image at a time, so that a candidate's score never depends on what else is in its batch
+        scored = torch.cat([verifier.score(batch[row : row + 1], [prompt]) for row in range(rows)])
+        values.append(check_values(scored, verifier.members, rows, index))
+        bar.update_absolute(index + 1)
+    return Scores(tuple(verifier.members), torch.stack(values))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best k and the rest. images, latents, noises: one batch per rank, every row by its own order; scores and
+    indices: rank by rank, and within one row by row; rejects: the images of the other ranks."""
+
+    images: list[torch.Tensor]
+    latents: list[dict[str, Any]]
+    noises: list[Any]
+    scores: list[float]
+    indices: list[int]
+    rejects: list[torch.Tensor]
+
+
+def select(
+    scores: Scores,
+    k: int,
+    images: Sequence[torch.Tensor] | None = None,
+    latents: Sequence[dict[str, Any]] | None = None,
+    noises: Sequence[Any] | None = None,
+) -> Selection:
+    """Best-of-N: the k highest scores, best first; ties keep the earlier candidate. Raises ValueError if k > N."""
+    count, rows = scores.values.shape[:2]
+    if not 1 <= k <= count:
+        raise ValueError(f"k is {k}, but there are {count} candidates to choose from: set k to {count} or less")
+    for name, items in (("image", images), ("latent", latents), ("noise", noises)):
+        if items is not None and len(items) != count:
+            raise ValueError(
+                f"{len(items)} {name}s for {count} scores: connect the same list that was scored to '{name}'"
+            )
+    ranks = list(zip(*(order(scores.row(row)) for row in range(rows)), strict=True))  # [rank][row] -> candidate
+    table = [scores.row(row) for row in range(rows)]
+    best = ranks[:k]
+    return Selection(
+        images=[gather_images(images, rank) for rank in best] if images is not None else [],
+        latents=[gather_latents(latents, rank) for rank in best] if latents is not None else [],
+        noises=[gather_noises(noises, rank) for rank in best] if noises is not None else [],
+        scores=[float(table[row][index]) for rank in best for row, index in enumerate(rank)],
+        indices=[index for rank in best for index in rank],
+        rejects=[gather_images(images, rank) for rank in ranks[k:]] if images is not None else [],
+    )
+
+
+def gather_images(images: Sequence[torch.Tensor], rank: Sequence[int]) -> torch.Tensor:
+    """Row r of the images of candidate rank[r], for every row."""
+    if len(rank) == 1:
+        return images[rank[0]]
+    rows = [images[index][row : row + 1] for row, index in enumerate(rank)]
+    sizes = {tuple(row.shape[1:3]) for row in rows}
+    if len(sizes) > 1:
+        shown = " and ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise ValueError(f"the best images of this batch have different sizes ({shown}) and cannot make one batch")
+    return torch.cat(rows)
+
+
+def gather_latents(latents: Sequence[dict[str, Any]], rank: Sequence[int]) -> dict[str, Any]:
+    if len(rank) == 1:
+        return latents[rank[0]]
+    return {
+        **latents[rank[0]],
+        "samples": join_rows([take_row(latents[index]["samples"], row) for row, index in enumerate(rank)]),
+    }
+
+
+def gather_noises(noises: Sequence[Any], rank: Sequence[int]) -> Any:
+    """One NOISE: the candidate's own, or for a batch the noise of every row's own winner."""
+    if len(rank) == 1:
+        return noises[rank[0]]
+    recipes = []
+    for row, index in enumerate(rank):
+        known = recipes_of(noises[index])
+        if known is None or len(known) != 1:
+            raise ValueError(
+                "the winners of a batch come from different noises, and these do not say how they were made: "
+                "use Noise Candidates or RandomNoise, or select from single images"
+            )
+        recipes.append(known[0].for_batch(len(rank)).for_row(row))
+    return RecipeNoise(recipes)

@@ -1,0 +1,12 @@
+"""The nodes: sockets, widgets and tooltips, nothing else."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import graph, loaders, report, samplers
+
+
+class NoiseSearchExtension(ComfyExtension):
+    """Everything the pack adds to ComfyUI."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*samplers.NODES, *graph.NODES, *loaders.NODES, *report.NODES]

@@ -1,0 +1,79 @@
+"""Verifier loaders and the embedded demo model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host.demo import load_generator
+from ..host.folders import clip_choices
+from ..host.verifier import load_clip_score, load_demo_verifier
+from . import types
+
+
+class CLIPScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchCLIPScore",
+            display_name="CLIP Score",
+            category=types.CATEGORY,
+            description="Verifier: how well the image fits the prompt, as the cosine of their CLIP embeddings.",
+            search_aliases=["verifier", "clip", "siglip", "prompt alignment"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=clip_choices(),
+                    tooltip="A CLIP or SigLIP with both towers, from models/verifiers: a transformers or open_clip "
+                    "folder, or one weight file. Nothing is downloaded.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", "fp32", "fp16", "bf16"],
+                    default="auto",
+                    tooltip="How the towers compute; the similarity itself is always fp32. Auto: fp16 on a GPU that is "
+                    "good at it, else fp32.",
+                ),
+                io.String.Input(
+                    "architecture",
+                    default="",
+                    tooltip="Only for a single weight file: its open_clip model name, such as ViT-B-32-quickgelu. Empty: "
+                    "found from the weights.",
+                ),
+            ],
+            outputs=[
+                types.Verifier.Output(display_name="verifier", tooltip="For the search nodes and Verifier Score.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model_name, precision, architecture) -> io.NodeOutput:
+        return io.NodeOutput(load_clip_score(model_name, precision, architecture))
+
+
+class DemoCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchDemoCheckpoint",
+            display_name="Demo Checkpoint",
+            category=types.CATEGORY,
+            description=(
+                "A tiny text-to-image model and verifier that come with the pack, to see a search work in a minute "
+                "on any machine. It draws coloured shapes at 128x128: 'two small red circles above a blue square'."
+            ),
+            search_aliases=["example", "test model", "tiny"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Use with Empty Latent (SD3) at 128x128."),
+                io.Clip.Output(display_name="clip", tooltip="Reads prompts about coloured shapes."),
+                io.Vae.Output(display_name="vae", tooltip="Decodes the demo model's latents."),
+                types.Verifier.Output(display_name="verifier", tooltip="A tiny CLIP Score trained on the same world."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_generator(), load_demo_verifier())
+
+
+NODES = [CLIPScore, DemoCheckpoint]

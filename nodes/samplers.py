@@ -1,0 +1,161 @@
+"""Search KSampler and Search Sampler (Advanced)."""
+
+from __future__ import annotations
+
+import comfy.samplers
+from comfy_api.latest import io, ui
+
+from ..host.sampling import Sampling
+from ..host.search import Graph, SearchResult, search
+from . import types
+
+HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
+
+
+def outputs(cls: type[io.ComfyNode], result: SearchResult, *more) -> io.NodeOutput:
+    return io.NodeOutput(
+        result.latent,
+        result.image,
+        result.noise,
+        result.seed,
+        result.recipe,
+        result.log,
+        result.top_images,
+        *more,
+        ui=ui.PreviewImage(result.image, cls=cls),
+    )
+
+
+class SearchKSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchKSampler",
+            display_name="Search KSampler",
+            category=types.CATEGORY,
+            description=(
+                "A KSampler that tries many initial noises, scores every image with a verifier and keeps the best. "
+                "With one candidate it is the plain KSampler."
+            ),
+            search_aliases=["best of n", "noise search", "inference-time scaling", "seed search"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model."),
+                types.seed_input(),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Denoising steps of every candidate."),
+                io.Float.Input(
+                    "cfg",
+                    default=8.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance: higher follows the prompt more closely, too high burns the image.",
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="The sampler, as in KSampler."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="The schedule, as in KSampler."
+                ),
+                io.Conditioning.Input("positive", tooltip="What you want to see. The verifier reads its text."),
+                io.Conditioning.Input("negative", tooltip="What you do not want to see."),
+                io.Latent.Input(
+                    "latent_image", tooltip="The latent to denoise. A batch of B is B searches at once, one per item."
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1 some of the latent's structure is kept (image to image).",
+                ),
+                io.Vae.Input("vae", tooltip="Decodes every candidate, so that the verifier can look at it."),
+                types.verifier_input(),
+                types.candidates_input(),
+                types.prompt_input(),
+                types.top_k_input(),
+            ],
+            outputs=types.search_outputs(),
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise,
+        vae,
+        verifier,
+        candidates,
+        prompt,
+        top_k,
+    ) -> io.NodeOutput:
+        def sampling() -> Sampling:
+            return Sampling.ksampler(
+                model, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
+            )
+
+        result = search(
+            sampling, vae, verifier, seed, candidates, prompt, top_k, Graph.of(cls.hidden), prompt_behind="positive"
+        )
+        return outputs(cls, result)
+
+
+class SearchSamplerAdvanced(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchSamplerAdvanced",
+            display_name="Search Sampler (Advanced)",
+            category=types.CATEGORY,
+            description=(
+                "SamplerCustomAdvanced that tries many initial noises, scores every image with a verifier and keeps "
+                "the best. With one candidate it is SamplerCustomAdvanced with RandomNoise."
+            ),
+            search_aliases=["best of n", "noise search", "inference-time scaling"],
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model, conditioning and guidance (BasicGuider, CFGGuider, ...)."),
+                io.Sampler.Input("sampler", tooltip="The sampler, e.g. from KSamplerSelect."),
+                io.Sigmas.Input("sigmas", tooltip="The noise schedule, e.g. from BasicScheduler."),
+                io.Latent.Input(
+                    "latent_image", tooltip="The latent to denoise. A batch of B is B searches at once, one per item."
+                ),
+                types.seed_input(),
+                io.Vae.Input("vae", tooltip="Decodes every candidate, so that the verifier can look at it."),
+                types.verifier_input(),
+                types.candidates_input(),
+                types.prompt_input(),
+                types.top_k_input(),
+            ],
+            outputs=[
+                *types.search_outputs(),
+                io.Latent.Output(
+                    display_name="denoised_latent", tooltip="The model's last prediction of the finished latent."
+                ),
+            ],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def execute(
+        cls, guider, sampler, sigmas, latent_image, seed, vae, verifier, candidates, prompt, top_k
+    ) -> io.NodeOutput:
+        def sampling() -> Sampling:
+            return Sampling.advanced(guider, sampler, sigmas, latent_image)
+
+        result = search(
+            sampling, vae, verifier, seed, candidates, prompt, top_k, Graph.of(cls.hidden), prompt_behind="guider"
+        )
+        return outputs(cls, result, result.denoised)
+
+
+NODES = [SearchKSampler, SearchSamplerAdvanced]

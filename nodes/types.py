@@ -1,0 +1,87 @@
+"""Socket types and the inputs that several nodes share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "Noise Search"
+MAX_CANDIDATES = 4096
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+Verifier = io.Custom("NOISE_SEARCH_VERIFIER")
+Scores = io.Custom("NOISE_SEARCH_SCORES")
+SearchLog = io.Custom("NOISE_SEARCH_LOG")
+
+SEED_TOOLTIP = (
+    "The seed of the first candidate; candidate j is the plain KSampler run with seed + j. Leave it fixed: the same "
+    "seed gives the same search, and 'increment' would repeat all candidates but one."
+)
+PROMPT_TOOLTIP = (
+    "The text the verifier judges the images by. Leave it empty to use the text of your positive prompt; the log says "
+    "which text was used. If that text is computed by another node, link it here as well."
+)
+
+
+def seed_input() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip=SEED_TOOLTIP,
+    )
+
+
+def verifier_input() -> io.Input:
+    return Verifier.Input(
+        "verifier",
+        tooltip="Scores every candidate; the highest score wins. Connect CLIP Score or another verifier loader.",
+    )
+
+
+def prompt_input() -> io.String.Input:
+    return io.String.Input("prompt", default="", multiline=True, tooltip=PROMPT_TOOLTIP)
+
+
+def candidates_input() -> io.Int.Input:
+    return io.Int.Input(
+        "candidates",
+        default=8,
+        min=1,
+        max=MAX_CANDIDATES,
+        tooltip="How many images to try. Twice as many take twice as long; gains flatten after about 16.",
+    )
+
+
+def top_k_input() -> io.Int.Input:
+    return io.Int.Input(
+        "top_k",
+        default=4,
+        min=1,
+        max=64,
+        tooltip="How many of the best images to give out in 'top_images', best first. No more than there are candidates.",
+    )
+
+
+def search_outputs() -> list[io.Output]:
+    return [
+        io.Latent.Output(
+            display_name="latent", tooltip="The latent of the best candidate, for upscaling or a second pass."
+        ),
+        io.Image.Output(display_name="image", tooltip="The best image."),
+        io.Noise.Output(
+            display_name="noise", tooltip="The winning noise, for SamplerCustomAdvanced. In a batch, every item's own."
+        ),
+        io.Int.Output(
+            display_name="seed",
+            tooltip="The winning seed: the stock KSampler makes the same image with it. In a batch, the first item's.",
+        ),
+        io.String.Output(
+            display_name="recipe", tooltip="How to make the winning noise again; paste it into Noise from Recipe."
+        ),
+        SearchLog.Output(display_name="log", tooltip="Every candidate with its scores, for Search Report."),
+        io.Image.Output(
+            display_name="top_images", is_output_list=True, tooltip="The best images in a list, best first (see top_k)."
+        ),
+    ]
