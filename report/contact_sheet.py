@@ -143,7 +143,9 @@ def _draw_tile(
     seed = f"seed {recipe.seed}{moves}"
     if text_width(seed, 13) > wide:
         seed = f"{recipe.seed}{moves}"
-    size = 13 * min(1.0, max(wide / text_width(seed, 13), 0.7))  # a seed has up to 20 digits, and each one matters
+    size = 13 * min(
+        1.0, max(0.97 * wide / text_width(seed, 13), 0.7)
+    )  # a seed has up to 20 digits, and each one matters
     canvas.text((left, base + 18), fit(seed, size, wide), colours.muted, size)
 
 

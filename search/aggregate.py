@@ -33,32 +33,48 @@ class Aggregator:
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         raw = raw.to(torch.float64)
-        members = raw.shape[1]
+        count, members = raw.shape
         weights = torch.tensor(self.weights or (1.0,) * members, dtype=torch.float64)
         if len(weights) != members:
             raise ValueError(f"{len(weights)} weights for {members} verifiers")
         deciding = weights > 0
         raw, weights = raw[:, deciding], weights[deciding]
-        if raw.shape[1] == 1:
+        if raw.shape[1] == 1 or count == 0:
             return raw[:, 0]
-        columns = {"mean_rank": mid_ranks, "z_score": z_scores, "weighted_sum": lambda values: values}[self.method](raw)
-        total = columns @ weights
-        return total if self.method == "weighted_sum" else total / weights.sum()
+        if self.method == "mean_rank":
+            if count == 1:
+                return torch.full((1,), 0.5, dtype=torch.float64)
+            # Divided once, after the sum: mid-ranks are whole or half numbers, so equal mean ranks come out equal.
+            return _weighted(mid_ranks(raw), weights) / (weights.sum() * (count - 1))
+        if self.method == "z_score":
+            return _weighted(z_scores(raw), weights) / weights.sum()
+        return _weighted(raw, weights)
 
 
 def mid_ranks(raw: torch.Tensor) -> torch.Tensor:
-    """Ranks of each column of [candidates, members], scaled to 0 (lowest) .. 1 (highest); ties share the middle."""
-    below = (raw[:, None, :] > raw[None, :, :]).sum(dim=1)
-    equal = (raw[:, None, :] == raw[None, :, :]).sum(dim=1) - 1
-    count = max(raw.shape[0] - 1, 1)
-    return (below + equal / 2).to(torch.float64) / count if raw.shape[0] > 1 else torch.full_like(raw, 0.5)
+    """Ranks in each column of [candidates, members]: 0 (lowest) to candidates - 1; ties share the mean of theirs."""
+    columns = []
+    for column in raw.unbind(dim=1):
+        _, group, size = torch.unique(column, return_inverse=True, return_counts=True)
+        size = size.to(torch.float64)
+        below = size.cumsum(0) - size
+        columns.append((below + (size - 1) / 2)[group])
+    return torch.stack(columns, dim=1)
 
 
 def z_scores(raw: torch.Tensor) -> torch.Tensor:
-    """Each column of [candidates, members] minus its mean, over its standard deviation; 0 where a column is constant."""
-    centred = raw - raw.mean(dim=0)
-    deviation = raw.std(dim=0, correction=0)
-    return torch.where(deviation > 0, centred / deviation, torch.zeros_like(raw))
+    """Columns of [candidates, members] minus their mean, over their standard deviation; 0 where one is constant."""
+    constant = raw.amax(dim=0) == raw.amin(dim=0)  # their deviation is not exactly 0: the mean is rounded
+    scaled = (raw - raw.mean(dim=0)) / raw.std(dim=0, correction=0)
+    return torch.where(constant, torch.zeros_like(raw), scaled)
+
+
+def _weighted(columns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of the columns times their weights, member by member: equal candidates get equal sums, to the last bit."""
+    total = torch.zeros(columns.shape[0], dtype=torch.float64)
+    for column, weight in zip(columns.unbind(dim=1), weights, strict=True):
+        total = total + column * weight
+    return total
 
 
 def check_values(values: torch.Tensor, members: Sequence[str], rows: int, candidate: int) -> torch.Tensor:

@@ -38,5 +38,8 @@ class Engine(Protocol):
     rows: int
 
     def render(self, recipes: Sequence[Recipe]) -> list[Rendered]:
-        """Whole trajectories from these noises, decoded and scored, in order."""
+        """Whole trajectories from these noises, decoded and scored, in order.
+
+        With several rows, the recipes in the answer say their batch (`Recipe.for_batch`), so that one row can be taken.
+        """
         ...

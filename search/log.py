@@ -35,7 +35,8 @@ class Candidate:
 class SearchLog:
     """All candidates of one search over a latent batch of `rows` items, with `members` verifier columns.
 
-    algorithm, settings, host: what the search ran with, written into every report.
+    algorithm, settings, host: what the search ran with, written into every report. extra_nfe, extra_seconds: spent on
+    candidates that had to be rendered again.
     """
 
     members: tuple[str, ...]
@@ -47,6 +48,8 @@ class SearchLog:
     candidates: list[Candidate] = field(default_factory=list)
     thumbnails: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     extra_nfe: int = 0
+    extra_seconds: float = 0.0
+    _ranked: dict[int, tuple[torch.Tensor, list[int]]] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, rendered: Rendered) -> Candidate:
         """Writes one candidate down. Raises ValueError, naming verifier and candidate, on a value that cannot rank."""
@@ -61,11 +64,17 @@ class SearchLog:
             seconds=dict(rendered.seconds),
         )
         self.candidates.append(candidate)
-        if rendered.thumbnails is not None:
-            for row, thumbnail in enumerate(rendered.thumbnails):
-                self.thumbnails[index, row] = thumbnail
-            self._forget_thumbnails()
+        self.keep_thumbnails(index, rendered)
         return candidate
+
+    def keep_thumbnails(self, index: int, rendered: Rendered) -> None:
+        """Keeps the pictures of a candidate, if it has any, as long as there is room."""
+        if rendered.thumbnails is None:
+            return
+        for row, thumbnail in enumerate(rendered.thumbnails):
+            # A copy: a slice would keep the pictures of the whole batch in memory.
+            self.thumbnails[index, row] = thumbnail.clone()
+        self._forget_thumbnails()
 
     def values(self, row: int = 0) -> torch.Tensor:
         """Raw values of one item of the batch: float64 [candidates, members]."""
@@ -74,30 +83,34 @@ class SearchLog:
 
     def scores(self, row: int = 0) -> torch.Tensor:
         """The aggregated score of every candidate for one item of the batch: float64 [candidates]."""
-        return self.aggregator(self.values(row))
+        return self._ranking(row)[0].clone()
 
     def order(self, row: int = 0) -> list[int]:
-        """Candidate indices from best to worst for one item of the batch."""
-        return order(self.scores(row))
+        """Candidate indices from best to worst for one item of the batch; of equal ones the earlier is better."""
+        return list(self._ranking(row)[1])
 
     def best(self, row: int = 0) -> Candidate:
-        return self.candidates[self.order(row)[0]]
+        """The best candidate of one item of the batch. IndexError while there is none."""
+        return self.candidates[self._ranking(row)[1][0]]
 
     def winners(self) -> list[Recipe]:
         """The recipe of each item's best candidate: what makes the winning batch again."""
         return [self.winner(row) for row in range(self.rows)]
 
     def winner(self, row: int) -> Recipe:
+        """The recipe of one item's best candidate: of that item alone, if the batch has several."""
         recipe = self.best(row).recipe
         return recipe if self.rows == 1 else recipe.for_row(row)
 
     @property
     def nfe(self) -> int:
+        """Rows through the denoiser for the whole search, all items of the batch together."""
         return sum(candidate.nfe for candidate in self.candidates) + self.extra_nfe
 
     @property
     def seconds(self) -> float:
-        return sum(sum(candidate.seconds.values()) for candidate in self.candidates)
+        """Wall time of sampling, decoding and scoring, for the whole search."""
+        return sum(sum(candidate.seconds.values()) for candidate in self.candidates) + self.extra_seconds
 
     def curve(self, row: int = 0) -> list[tuple[int, float, float]]:
         """The paper's scaling curve: (NFE spent on this item, seconds, best score so far) after each candidate."""
@@ -118,6 +131,7 @@ class SearchLog:
             "host": dict(self.host),
             "algorithm": self.algorithm,
             "settings": dict(self.settings),
+            "aggregator": {"method": self.aggregator.method, "weights": self.aggregator.weights},
             "members": list(self.members),
             "rows": self.rows,
             "nfe": self.nfe,
@@ -148,16 +162,25 @@ class SearchLog:
 
     def _forget_thumbnails(self) -> None:
         """Bounded memory: beyond MAX_THUMBNAILS, the lowest-ranked pictures go first; stock (candidate 0) stays."""
-        if len(self.thumbnails) <= MAX_THUMBNAILS:
+        excess = len(self.thumbnails) - MAX_THUMBNAILS
+        if excess <= 0:
             return
         ranks = {(index, row): rank for row in range(self.rows) for rank, index in enumerate(self.order(row))}
-        droppable = [key for key in self.thumbnails if key[0] != 0]
-        if droppable:
-            del self.thumbnails[max(droppable, key=ranks.__getitem__)]
+        droppable = sorted((key for key in self.thumbnails if key[0] != 0), key=ranks.__getitem__)
+        for key in droppable[-excess:]:
+            del self.thumbnails[key]
+
+    def _ranking(self, row: int) -> tuple[torch.Tensor, list[int]]:
+        """Scores and order of one item. Candidates only ever get more, so their number says whether it is current."""
+        known = self._ranked.get(row)
+        if known is None or len(known[1]) != len(self.candidates):
+            scores = self.aggregator(self.values(row))
+            known = self._ranked[row] = scores, order(scores)
+        return known
 
 
 class Pool:
-    """A log plus the full-size results of the best `keep` candidates of each item; the rest keep none."""
+    """A log plus the full-size results of the best `keep` (0 or more) candidates of each item; the rest keep none."""
 
     def __init__(self, log: SearchLog, keep: int = 1):
         self.log = log
@@ -165,6 +188,7 @@ class Pool:
         self.results: dict[tuple[int, int], Any] = {}
 
     def add(self, rendered: Rendered) -> Candidate:
+        """Writes one candidate down and lets go of results no longer among the best. Raises as the log does."""
         candidate = self.log.add(rendered)
         for row, result in enumerate(rendered.results):
             self.results[candidate.index, row] = result
@@ -186,7 +210,9 @@ class Pool:
         for row, result in enumerate(rendered.results):
             if (index, row) in wanted:
                 self.results[index, row] = result
+        self.log.keep_thumbnails(index, rendered)
         self.log.extra_nfe += rendered.nfe
+        self.log.extra_seconds += sum(rendered.seconds.values())
 
     def top(self, rank: int) -> Sequence[Any]:
         """The results of rank `rank` (0 = best), one per item of the batch, each item by its own order."""

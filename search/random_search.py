@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .engine import Engine, Rendered
-from .log import Pool
+from .log import Candidate, Pool
 from .recipe import Recipe
 
 
@@ -18,8 +18,16 @@ def random_search(engine: Engine, seed: int, candidates: int) -> Iterator[Render
         yield from engine.render([Recipe.from_seed(seed + j)])
 
 
-def run(algorithm: Iterator[Rendered], engine: Engine, pool: Pool, on_candidate=None) -> Pool:
-    """Drives an algorithm to its end, writing every candidate into the pool as it comes."""
+def run(
+    algorithm: Iterator[Rendered],
+    engine: Engine,
+    pool: Pool,
+    on_candidate: Callable[[Pool, Candidate], None] | None = None,
+) -> Pool:
+    """Drives an algorithm to its end, writing every candidate into the pool as it comes.
+
+    Candidates that a rank-based order brought back among the best after their results were let go are rendered again.
+    """
     for rendered in algorithm:
         candidate = pool.add(rendered)
         if on_candidate is not None:
