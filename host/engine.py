@@ -22,7 +22,7 @@ SCORED_FRAMES = 8
 
 @dataclass(frozen=True)
 class Result:
-    """One row's full-size result: its part of the LATENT, of the denoised LATENT, and its image(s) [frames, H, W, C]."""
+    """One row's full-size result: its part of the LATENT and of the denoised one, and its image [frames, H, W, C]."""
 
     samples: Any
     denoised: Any

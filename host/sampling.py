@@ -1,6 +1,6 @@
 """The one way this pack samples: the stock KSampler's and SamplerCustomAdvanced's own steps, made repeatable.
 
-Nothing here goes below `CFGGuider.sample`, so LoRA, ControlNet, hooks, masks and regional prompts work as they do there.
+Nothing here goes below `CFGGuider.sample`, so LoRA, ControlNet, hooks, masks and regional prompts work as there.
 """
 
 from __future__ import annotations

@@ -93,9 +93,7 @@ def search(
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
     sampling = make_sampling()
     if sampling.steps == 0 and candidates > 1:
-        log_to_console.warning(
-            "Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate only"
-        )
+        log_to_console.warning("Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate")
         candidates = 1
     progress = SearchProgress(sampling.model, candidates, sampling.steps, graph.node_id)
     engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step)

@@ -47,7 +47,7 @@ class NoiseCandidates(io.ComfyNode):
                     min=0.0,
                     max=180.0,
                     step=0.5,
-                    tooltip="Only with 'near': how far to turn, in degrees. 5 keeps the composition, 18 changes details "
+                    tooltip="Only with 'near': how far to turn, in degrees. 5 keeps the composition, 18 changes detail "
                     "and some layout, 90 is a new noise.",
                 ),
             ],
@@ -115,7 +115,7 @@ class BestOfNSelect(io.ComfyNode):
                     default=1,
                     min=1,
                     max=types.MAX_CANDIDATES,
-                    tooltip="How many to keep, at most as many as came.",
+                    tooltip="How many to keep, at most all that came.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="The images that were scored."),
                 io.Latent.Input("latent", optional=True, tooltip="Their latents, to go on working on the best."),

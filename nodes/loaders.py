@@ -36,13 +36,11 @@ class CLIPScore(io.ComfyNode):
                 io.String.Input(
                     "architecture",
                     default="",
-                    tooltip="Only for a single weight file: its open_clip model name, such as ViT-B-32-quickgelu. Empty: "
-                    "found from the weights.",
+                    tooltip="Only for a single weight file: its open_clip model name, such as ViT-B-32-quickgelu. "
+                    "Empty: found from the weights.",
                 ),
             ],
-            outputs=[
-                types.Verifier.Output(display_name="verifier", tooltip="For the search nodes and Verifier Score.")
-            ],
+            outputs=[types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")],
         )
 
     @classmethod

@@ -49,7 +49,7 @@ class SearchKSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance: higher follows the prompt more closely, too high burns the image.",
+                    tooltip="Classifier-free guidance: higher follows the prompt more, too high burns the image.",
                 ),
                 io.Combo.Input(
                     "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="The sampler, as in KSampler."

@@ -60,15 +60,13 @@ def top_k_input() -> io.Int.Input:
         default=4,
         min=1,
         max=64,
-        tooltip="How many of the best images to give out in 'top_images', best first. No more than there are candidates.",
+        tooltip="How many of the best images to give out in 'top_images', best first; at most all candidates.",
     )
 
 
 def search_outputs() -> list[io.Output]:
     return [
-        io.Latent.Output(
-            display_name="latent", tooltip="The latent of the best candidate, for upscaling or a second pass."
-        ),
+        io.Latent.Output(display_name="latent", tooltip="The latent of the best candidate, to upscale or refine."),
         io.Image.Output(display_name="image", tooltip="The best image."),
         io.Noise.Output(
             display_name="noise", tooltip="The winning noise, for SamplerCustomAdvanced. In a batch, every item's own."

@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 if comfy_root := os.environ.get("COMFYUI_PATH"):
     sys.path.insert(0, comfy_root)  # `import nodes` must be ComfyUI's
-    import comfy.options
     from comfy.cli_args import args
 
     args.cpu = True  # before comfy.model_management is imported
+
+sys.path.append(str(ROOT / "tests"))  # for what the tests share
 
 spec = importlib.util.spec_from_file_location("noise_search", ROOT / "__init__.py")
 sys.modules["noise_search"] = package = importlib.util.module_from_spec(spec)
@@ -53,3 +54,14 @@ class Brightness:
 @pytest.fixture(scope="session")
 def brightness():
     return Brightness()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real ComfyUI server with the pack, started once for all tests."""
+    if not comfy_root:
+        pytest.skip("COMFYUI_PATH is not set")
+    from comfy_server import ComfyServer
+
+    with ComfyServer(Path(comfy_root), tmp_path_factory.mktemp("comfyui")) as running:
+        yield running

@@ -6,11 +6,12 @@ import torch
 pytest.importorskip("comfy")
 
 import comfy.samplers
-import nodes as comfy_nodes
 from comfy_extras import nodes_custom_sampler
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import Graph, search
 from noise_search.search.recipe import Recipe
+
+import nodes as comfy_nodes
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 STEPS, CFG = 4, 3.0
