@@ -27,21 +27,29 @@ class Rotate:
     """Turn the noise by `angle` degrees (0 to 180) towards a random direction drawn from `seed`.
 
     The step of Zero-Order Search (Ma et al., arXiv 2501.09732, section 3.2): with u the unit noise and w a random
-    unit vector orthogonal to it, y = |x| (cos(angle) u + sin(angle) w). Keeps the norm of each item of the batch, which
-    must have at least two elements.
+    unit vector orthogonal to it, y = |x| (cos(angle) u + sin(angle) w). Keeps the norm of each item of the batch.
+    The direction has nothing to do with the noise that the same seed draws. Moves in a row need different seeds.
+    Raises ValueError where an item has a single element: it has no direction to turn to.
     """
 
     seed: int
     angle: float
 
     def __call__(self, noise: torch.Tensor) -> torch.Tensor:
-        direction = draw(noise.shape, self.seed)
         x = noise.to(torch.float64).flatten(1)
-        v = direction.to(torch.float64).flatten(1)
+        if x.shape[1] < 2:
+            raise ValueError(f"a noise of shape {tuple(noise.shape)} cannot be turned: its items have one element")
         norm = _steady(x.norm(dim=1, keepdim=True))
         u = x / norm
-        v = v - _steady((v * u).sum(dim=1, keepdim=True)) * u
-        w = v / _steady(v.norm(dim=1, keepdim=True))
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        torch.randn(noise.shape, generator=generator)  # what `draw` makes of this seed: often the noise being turned
+        while True:
+            v = torch.randn(noise.shape, generator=generator, dtype=torch.float32).to(torch.float64).flatten(1)
+            v = v - _steady((v * u).sum(dim=1, keepdim=True)) * u
+            length = _steady(v.norm(dim=1, keepdim=True))
+            if (length > 1e-3).all():  # else parallel to the noise, as after two moves by 90 degrees with one seed
+                break
+        w = v / length
         angle = math.radians(self.angle)
         return (norm * (math.cos(angle) * u + math.sin(angle) * w)).reshape(noise.shape).to(noise.dtype)
 
@@ -144,7 +152,8 @@ def draw(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None 
     """Standard normal float32 noise on the CPU from a private generator; global random state is left alone.
 
     Equal to `comfy.sample.prepare_noise(latent, seed, batch_index)` for a float32 latent of this shape: the whole batch
-    in one draw, or with `batch_index` one draw per item, in order, of which the named ones are kept.
+    in one draw, or with `batch_index` one draw per item, in order, of which the named ones are kept. (Latents of other
+    types differ between versions of ComfyUI: 0.16 draws in the latent's type, later ones in float32.)
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     if batch_index is None:
@@ -174,11 +183,6 @@ def from_json(text: str) -> list[Recipe]:
     if not 0 < len(data) <= MAX_BATCH:
         raise RecipeError(f"a list of recipes has 1 to {MAX_BATCH} entries, not {len(data)}")
     return [Recipe.from_dict(item) for item in data]
-
-
-def noise_of(recipes: list[Recipe], shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The noises of several recipes, one after the other along the batch: [items, C, ...]."""
-    return torch.cat([recipe.noise(shape, dtype) for recipe in recipes])
 
 
 def _move(data: Any) -> Rotate:

@@ -1,0 +1,304 @@
+"""Recipes rebuild their noise exactly, and what is not a recipe is refused in a sentence."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from noise_search.search.recipe import Recipe, RecipeError, Rotate, draw, from_json, to_json
+
+SEEDS = st.integers(0, 2**64 - 1)
+ANGLES = st.floats(0, 180)
+ROTATIONS = st.builds(Rotate, SEEDS, ANGLES)
+SHAPE = (2, 4, 3, 5)
+
+
+@st.composite
+def recipes(draw):
+    batch = draw(st.none() | st.integers(1, 4))
+    row = draw(st.none() | st.integers(0, batch - 1)) if batch else None
+    size = batch or draw(st.integers(1, 4))
+    index = draw(st.none() | st.lists(st.integers(0, 12), min_size=size, max_size=size).map(tuple))
+    moves = draw(st.lists(ROTATIONS, max_size=3).map(tuple))
+    return Recipe(draw(SEEDS), moves, row, batch, index)
+
+
+def angle_between(a, b):
+    """Degrees between two float tensors, well-conditioned for small and for flat angles."""
+    a, b = (x.flatten().double() / x.double().norm() for x in (a, b))
+    return math.degrees(2 * math.atan2(float((a - b).norm()), float((a + b).norm())))
+
+
+# Round trips
+
+
+@given(st.lists(recipes(), min_size=1, max_size=4))
+def test_json_round_trip(items):
+    assert from_json(to_json(items)) == items
+
+
+@given(recipes())
+def test_json_is_one_line_of_strict_json(recipe):
+    text = to_json([recipe])
+    assert "\n" not in text
+    assert json.loads(text, parse_constant=pytest.fail)["seed"] == recipe.seed
+
+
+@given(recipes())
+def test_rebuilds_bit_for_bit(recipe):
+    [again] = from_json(to_json([recipe]))
+    assert torch.equal(again.noise(SHAPE), recipe.noise(SHAPE))
+
+
+@given(recipes())
+def test_leaves_global_random_state_alone(recipe):
+    before = torch.get_rng_state()
+    recipe.noise(SHAPE)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_global_seed_does_not_matter():
+    torch.manual_seed(1)
+    first = Recipe.from_seed(5).noise(SHAPE)
+    torch.manual_seed(2)
+    assert torch.equal(Recipe.from_seed(5).noise(SHAPE), first)
+
+
+# Seeds
+
+
+@given(st.integers(-(2**70), 2**70))
+def test_seeds_wrap(seed):
+    assert Recipe.from_seed(seed) == Recipe.from_seed(seed + 2**64)
+
+
+@pytest.mark.parametrize(("seed", "wrapped"), [(-1, 2**64 - 1), (2**64, 0), (2**64 + 7, 7), (2**63, 2**63)])
+def test_seeds_wrap_to_what_the_ksampler_takes(seed, wrapped):
+    assert Recipe.from_seed(seed).seed == wrapped
+
+
+def test_the_largest_seed_draws():
+    assert torch.isfinite(Recipe.from_seed(2**64 - 1).noise(SHAPE)).all()
+
+
+def test_different_seeds_differ():
+    assert not torch.equal(Recipe.from_seed(2**63).noise(SHAPE), Recipe.from_seed(2**63 + 1).noise(SHAPE))
+
+
+# Batches, rows and batch_index
+
+
+@given(recipes(), st.integers(1, 4), st.data())
+def test_a_row_is_a_slice_of_the_whole(recipe, batch, data):
+    index = None if recipe.batch_index is None else tuple(data.draw(st.integers(0, 12)) for _ in range(batch))
+    whole = recipe.for_batch(batch, index)
+    whole = Recipe(whole.seed, whole.moves, None, batch, index)
+    row = data.draw(st.integers(0, batch - 1))
+    assert torch.equal(whole.for_row(row).noise(SHAPE), whole.noise(SHAPE)[row : row + 1])
+
+
+def test_a_batch_is_drawn_at_the_recipes_size_whatever_the_latents():
+    assert Recipe.from_seed(3).for_batch(3).noise((1, 4, 2, 2)).shape == (3, 4, 2, 2)
+
+
+def test_a_row_outside_the_batch_is_refused():
+    with pytest.raises(ValueError, match="row 3 is not in a batch of 3"):
+        Recipe.from_seed(3).for_batch(3).for_row(3)
+
+
+@given(SEEDS, st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_batch_index_names_draws(seed, index):
+    ten = torch.cat([draw((1, *SHAPE[1:]), seed, (i,)) for i in range(10)])
+    assert torch.equal(draw(SHAPE, seed, tuple(index)), ten[index])
+
+
+def test_cast_after_drawing():
+    recipe = Recipe.from_seed(9)
+    assert torch.equal(recipe.noise(SHAPE, torch.float16), recipe.noise(SHAPE).to(torch.float16))
+
+
+# Rotate
+
+
+@given(SEEDS, ROTATIONS)
+def test_rotate_keeps_the_norm(seed, move):
+    noise = draw((2, 4, 8, 8), seed)
+    turned = move(noise)
+    torch.testing.assert_close(turned.flatten(1).norm(dim=1), noise.flatten(1).norm(dim=1), rtol=1e-6, atol=0)
+
+
+@given(SEEDS, ROTATIONS)
+@example(7, Rotate(7, 18.0))
+def test_rotate_hits_the_angle(seed, move):
+    noise = draw((2, 4, 8, 8), seed)
+    turned = move(noise)
+    for before, after in zip(noise, turned, strict=True):
+        assert abs(angle_between(before, after) - move.angle) < 1e-4
+
+
+@given(SEEDS, ROTATIONS)
+def test_rotate_is_deterministic(seed, move):
+    noise = draw(SHAPE, seed)
+    assert torch.equal(move(noise), move(noise.clone()))
+
+
+def test_rotate_by_nothing_and_by_half_a_turn():
+    noise = draw(SHAPE, 4)
+    torch.testing.assert_close(Rotate(1, 0.0)(noise), noise, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(Rotate(1, 180.0)(noise), -noise, rtol=1e-6, atol=1e-6)
+
+
+def test_rotate_directions_differ_by_seed():
+    noise = draw((1, 4, 16, 16), 4)
+    assert angle_between(Rotate(1, 90.0)(noise), Rotate(2, 90.0)(noise)) > 60
+
+
+def test_rotate_by_the_seed_of_the_noise_is_a_random_direction():
+    """42 is everybody's seed: the direction must not be the noise itself, nor where it came from."""
+    noise = draw((1, 4, 32, 32), 42)
+    turned = Rotate(42, 90.0)(noise)
+    assert abs(angle_between(turned, noise) - 90) < 1e-3
+    assert abs(angle_between(Rotate(42, 90.0)(draw((1, 4, 32, 32), 7)), noise) - 90) < 10
+
+
+def test_rotate_twice_by_90_degrees_with_one_seed_is_a_number():
+    move = Rotate(1, 90.0)
+    assert torch.isfinite(move(move(draw(SHAPE, 4)))).all()
+
+
+def test_a_noise_of_one_element_cannot_be_turned():
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 1\) cannot be turned"):
+        Rotate(1, 18.0)(draw((2, 1, 1, 1), 4))
+
+
+def test_rotate_does_not_depend_on_the_last_bits_of_a_sum(monkeypatch):
+    """They change with the number of threads."""
+    noise = draw((1, 16, 64, 64), 4)
+    expected = Rotate(1, 18.0)(noise)
+    norm = torch.Tensor.norm
+    monkeypatch.setattr(torch.Tensor, "norm", lambda *args, **kwargs: norm(*args, **kwargs) * (1 + 1e-11))
+    assert torch.equal(Rotate(1, 18.0)(noise), expected)
+
+
+def test_moves_are_applied_in_turn():
+    a, b = Rotate(1, 20.0), Rotate(2, 30.0)
+    noise = Recipe.from_seed(3).then(a).then(b).noise(SHAPE)
+    assert torch.equal(noise, b(a(draw(SHAPE, 3))))
+
+
+# What is not a recipe
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**400), 10**400)
+    | st.floats(allow_nan=True, allow_infinity=True)
+    | st.text()
+)
+KEYS = st.sampled_from(["seed", "moves", "row", "batch", "batch_index", "version", "move", "angle"]) | st.text()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5))
+
+
+def refused_or_read(text):
+    """Reads it, or refuses it properly; nothing else may happen."""
+    try:
+        items = from_json(text)
+    except RecipeError as error:
+        assert len(str(error)) <= 300
+        return None
+    assert from_json(to_json(items)) == items
+    return items
+
+
+@given(JSON)
+def test_any_json_is_read_or_refused(data):
+    refused_or_read(json.dumps(data))
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text):
+    refused_or_read(text)
+
+
+@given(recipes(), st.data())
+def test_a_recipe_with_one_entry_spoiled_is_read_or_refused(recipe, data):
+    spoiled = recipe.to_dict()
+    spoiled[data.draw(KEYS)] = data.draw(JSON)
+    refused_or_read(json.dumps(spoiled))
+
+
+@given(ROTATIONS, st.data())
+def test_a_move_with_one_entry_spoiled_is_read_or_refused(move, data):
+    spoiled = move.to_dict()
+    spoiled[data.draw(KEYS)] = data.draw(JSON)
+    refused_or_read(json.dumps({"seed": 1, "moves": [spoiled]}))
+
+
+@pytest.mark.parametrize("depth", [100, 900, 5_000, 200_000])
+@pytest.mark.parametrize("shape", ["[{}]", '{{"seed": {}}}', '{{"seed": 1, "moves": [{}]}}'])
+def test_deep_nesting_is_refused(depth, shape):
+    with pytest.raises(RecipeError) as caught:
+        from_json(shape.format("[" * depth + "]" * depth))
+    assert len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "could not read ''"),
+        ("seed 5", "could not read 'seed 5'"),
+        ('{"seed": 42', "could not read '{\"seed\": 42'"),
+        ("42", "not 42"),
+        ("null", "not nothing"),
+        ("[]", "1 to 4096 entries, not 0"),
+        ("{}", "recipe seed must be a whole number from 0 to 18446744073709551615, not nothing"),
+        ('{"seed": -1}', "not -1"),
+        ('{"seed": 18446744073709551616}', "not 18446744073709551616"),
+        ('{"seed": true}', "not True"),
+        ('{"seed": 1.0}', "not 1.0"),
+        ('{"seed": NaN}', "not nan"),
+        ('{"seed": "7"}', "not '7'"),
+        ('{"seed": 1, "sed": 2}', "unknown recipe entries ['sed']"),
+        ('{"seed": 1, "version": 2}', "recipe version 2 is newer"),
+        ('{"seed": 1, "version": null}', "recipe version must be"),
+        ('{"seed": 1, "batch": 0}', "recipe batch must be a whole number from 1 to 4096, not 0"),
+        ('{"seed": 1, "batch": 5000}', "not 5000"),
+        ('{"seed": 1, "row": 0}', "recipe row 0 is not in its batch of nothing"),
+        ('{"seed": 1, "row": 2, "batch": 2}', "recipe row 2 is not in its batch of 2"),
+        ('{"seed": 1, "row": true, "batch": 2}', "recipe row must be a whole number from 0 to 4096, not True"),
+        ('{"seed": 1, "batch_index": []}', "recipe batch_index must be a list of whole numbers, not []"),
+        ('{"seed": 1, "batch_index": [-1]}', "not [-1]"),
+        ('{"seed": 1, "batch_index": [true]}', "not [True]"),
+        ('{"seed": 1, "batch": 3, "batch_index": [1, 2]}', "[1, 2] does not name 3 items"),
+        ('{"seed": 1, "moves": {}}', "recipe moves must be a list of at most 4096, not {}"),
+        ('{"seed": 1, "moves": [{"move": "warp"}]}', "unknown recipe move {'move': 'warp'}"),
+        ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1}]}', "unknown recipe move"),
+        ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1, "angle": NaN}]}', "not nan"),
+        ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1, "angle": Infinity}]}', "not inf"),
+        ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1, "angle": 1e999}]}', "not inf"),
+        ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1, "angle": 181}]}', "0 to 180 degrees, not 181"),
+        ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1, "angle": true}]}', "not True"),
+        ('{"seed": 1, "moves": [{"move": "rotate", "seed": -1, "angle": 1}]}', "recipe move seed must be"),
+    ],
+)
+def test_the_message_repeats_what_is_wrong(text, said):
+    with pytest.raises(RecipeError) as caught:
+        from_json(text)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1" * 100_000, "9" * 4000, '"' + "x" * 100_000, "{" * 100_000, None])
+def test_huge_input_is_refused_in_a_short_sentence(text):
+    with pytest.raises(RecipeError) as caught:
+        from_json(text)
+    assert len(str(caught.value)) <= 300
+
+
+def test_too_many_moves_are_refused():
+    move = {"move": "rotate", "seed": 1, "angle": 1}
+    with pytest.raises(RecipeError, match="at most 4096"):
+        from_json(json.dumps({"seed": 1, "moves": [move] * 4097}))
