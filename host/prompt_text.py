@@ -54,18 +54,12 @@ def find_prompt(
     return search.result(start)
 
 
-def find_prompt_in_host(hidden: Any, start: str) -> FoundPrompt:
-    """`find_prompt` for the node that is being executed: `hidden` is its `cls.hidden`.
+def all_nodes(dynprompt: Any) -> dict[str, Any]:
+    """The workflow that is being executed, with the nodes that node expansion added to it, as `find_prompt` takes it.
 
-    The node asks for `io.Hidden.unique_id` and `io.Hidden.dynprompt` (or `prompt`, which lacks the nodes that node
-    expansion made).
+    dynprompt: the hidden input of that name.
     """
-    dynprompt = hidden.dynprompt
-    if dynprompt is None:
-        graph = hidden.prompt or {}
-    else:
-        graph = {node_id: dynprompt.get_node(node_id) for node_id in dynprompt.all_node_ids()}
-    return find_prompt(graph, str(hidden.unique_id), start, host_output_names, host_input_types)
+    return {node_id: dynprompt.get_node(node_id) for node_id in dynprompt.all_node_ids()}
 
 
 def host_output_names(class_type: str) -> list[str]:

@@ -16,7 +16,7 @@ from ..version import __version__
 from .engine import ComfyEngine, Result, join_rows
 from .noise import RecipeNoise
 from .progress import SearchProgress
-from .prompt_text import find_prompt, host_output_names
+from .prompt_text import all_nodes, find_prompt, host_input_types, host_output_names
 from .sampling import Sampling
 from .verifier import HostedVerifier
 
@@ -36,7 +36,7 @@ class Graph:
     def of(cls, hidden: Any) -> Graph:
         if hidden is None:  # outside an execution
             return cls()
-        return cls(hidden.unique_id, hidden.prompt, getattr(hidden, "extra_pnginfo", None))
+        return cls(hidden.unique_id, all_nodes(hidden.dynprompt), getattr(hidden, "extra_pnginfo", None))
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def verifier_prompt(typed: str, verifier: HostedVerifier, graph: Graph, start: s
         return typed, "the prompt widget"
     if not verifier.needs_prompt:
         return "", "none needed"
-    found = find_prompt(graph.prompt or {}, str(graph.node_id), start, host_output_names)
+    found = find_prompt(graph.prompt or {}, str(graph.node_id), start, host_output_names, host_input_types)
     return found.text, found.source
 
 

@@ -84,7 +84,7 @@ class VerifierScore(io.ComfyNode):
                 types.Scores.Output(display_name="scores", tooltip="For Best-of-N Select."),
                 io.Float.Output(display_name="score", is_output_list=True, tooltip="The score of every image."),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             is_input_list=True,
         )
 

@@ -9,7 +9,7 @@ from ..host.sampling import Sampling
 from ..host.search import Graph, SearchResult, search
 from . import types
 
-HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
+HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo]
 
 
 def outputs(cls: type[io.ComfyNode], result: SearchResult, *more) -> io.NodeOutput:

@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise_search.host.prompt_text import FoundPrompt, PromptNotFound, find_prompt, find_prompt_in_host
+from noise_search.host.prompt_text import FoundPrompt, PromptNotFound, all_nodes, find_prompt
 
 OUTPUTS = {
     "CLIPTextEncode": ["CONDITIONING"],
@@ -305,25 +305,16 @@ def test_any_graph_gives_a_text_or_an_error_that_says_what_to_do(graph, start):
 
 @pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="needs ComfyUI's node classes")
 class TestWithTheHostsNodes:
-    class Hidden:
-        unique_id = "top"
-        prompt = None
+    @staticmethod
+    def find(**graph):
+        from noise_search.host.prompt_text import host_input_types, host_output_names
 
-        def __init__(self, **graph):
-            self.dynprompt = self
-            self.graph = graph
-
-        def all_node_ids(self):
-            return set(self.graph)
-
-        def get_node(self, node_id):
-            return self.graph[node_id]
+        return find_prompt(graph, "top", "positive", host_output_names, host_input_types).text
 
     @pytest.mark.parametrize("slot, expected", [(0, "a cat"), (1, "blurry")])
     def test_v1_output_names_keep_the_conditionings_apart(self, slot, expected):
         both = node("ControlNetApplyAdvanced", positive=["p", 0], negative=["n", 0], strength=1.0)
-        hidden = self.Hidden(top=sampler(["c", slot]), c=both, p=encode("a cat"), n=encode("blurry"))
-        assert find_prompt_in_host(hidden, "positive").text == expected
+        assert self.find(top=sampler(["c", slot]), c=both, p=encode("a cat"), n=encode("blurry")) == expected
 
     @pytest.fixture
     def flux_encoder(self, monkeypatch):
@@ -335,10 +326,15 @@ class TestWithTheHostsNodes:
 
     def test_a_v3_encoder_is_read(self, flux_encoder):
         encoder = node("CLIPTextEncodeFlux", clip=["l", 1], clip_l="tags", t5xxl="a sentence", guidance=3.5)
-        hidden = self.Hidden(top=sampler(["e", 0]), e=encoder, l=node("CheckpointLoaderSimple", ckpt_name="x"))
-        assert find_prompt_in_host(hidden, "positive").text == "a sentence"
+        loader = node("CheckpointLoaderSimple", ckpt_name="x")
+        assert self.find(top=sampler(["e", 0]), e=encoder, l=loader) == "a sentence"
 
-    def test_without_a_dynprompt_the_prompt_serves(self):
-        hidden = self.Hidden()
-        hidden.dynprompt, hidden.prompt = None, {"top": sampler(["p", 0]), "p": encode("a cat")}
-        assert find_prompt_in_host(hidden, "positive").text == "a cat"
+    def test_a_class_that_is_not_installed_is_no_crash(self):
+        assert self.find(top=sampler(["a", 0]), a=node("Gone", conditioning=["p", 0]), p=encode("a cat")) == "a cat"
+
+    def test_the_nodes_of_an_expansion_are_searched_too(self):
+        from comfy_execution.graph import DynamicPrompt
+
+        dynprompt = DynamicPrompt({"p": encode("a cat")})
+        dynprompt.add_ephemeral_node("top", sampler(["p", 0]), "p", "p")
+        assert self.find(**all_nodes(dynprompt)) == "a cat"
