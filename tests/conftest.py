@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +21,10 @@ if comfy_root := os.environ.get("COMFYUI_PATH"):
     args.cpu = True  # before comfy.model_management is imported
 
 sys.path.append(str(ROOT / "tests"))  # for what the tests share
+
+# The same examples on every machine, and no deadline: a busy one is slow, not wrong.
+settings.register_profile("noise_search", deadline=None, derandomize=True, database=None)
+settings.load_profile("noise_search")
 
 spec = importlib.util.spec_from_file_location("noise_search", ROOT / "__init__.py")
 sys.modules["noise_search"] = package = importlib.util.module_from_spec(spec)
