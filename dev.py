@@ -38,6 +38,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -248,7 +249,7 @@ class Lock:
 
     def __init__(self, path: Path):
         self.path = path
-        self.file = None
+        self.file: IO | None = None
 
     def __enter__(self) -> Lock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -416,7 +417,15 @@ class Environment:
             wanted.write_text("\n".join(layer.requirements) + "\n", encoding="utf-8")
             fixed = Path(folder, "constraints.txt")  # no requirement may move PyTorch
             fixed.write_text("\n".join(TORCH) + "\n", encoding="utf-8")
-            pip = [self.python, "-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+            pip: list[str | Path] = [
+                self.python,
+                "-I",
+                "-m",
+                "pip",
+                "install",
+                "--no-input",
+                "--disable-pip-version-check",
+            ]
             command = [*pip, "--progress-bar", "off", "-r", wanted, "-c", fixed]
             progress = PipProgress(layer.packages, self._count, report)
             code, lines = stream(command, self.lock, progress)
