@@ -243,9 +243,11 @@ def _load_transformers_folder(folder: Path, weights: Path) -> DualEncoder:
         )
     except Exception as error:
         raise VerifierError(f"transformers cannot load {folder}: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would leave them at random values
-        raise VerifierError(f"{weights} lacks {_listed(missing)}; both towers of the model are needed")
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:  # transformers would leave them at random values
+        raise VerifierError(
+            f"{weights} lacks, or has in other sizes, {_listed(wrong)}; both towers of a model are needed"
+        )
     context_length = config.text_config.max_position_embeddings
     return _transformers_encoder(
         model,
@@ -435,9 +437,8 @@ def _load_transformers_file(open_clip: Any, path: Path, state: dict, architectur
         raise VerifierError(f"{path} does not fit its architecture {name}: {problem}")
     model.load_state_dict(state)
     tokenize = _open_clip_tokenizer(config["text_cfg"], text.context_length, path.parent)
-    return _transformers_encoder(
-        model, tokenize, _published_preprocess(open_clip, name, path), name, _file_and_tokenizer(path, config)
-    )
+    preprocess = _open_clip_preprocess(_published_preprocess(open_clip, name, path), vision.image_size)
+    return _transformers_encoder(model, tokenize, preprocess, name, _file_and_tokenizer(path, config))
 
 
 def _known_architecture(open_clip: Any, name: str) -> str:
@@ -454,7 +455,8 @@ def _matches(open_clip: Any, name: str, state: Mapping[str, torch.Tensor]) -> bo
     """Whether every weight of this architecture is in the file with the same shape, and nothing else is."""
     config = open_clip.get_model_config(name)
     text = _text_cfg(config)
-    if text.hf_model_name or _text_shape(state) != (text.context_length, text.width, text.vocab_size):
+    positions = text.context_length + bool(text.embed_cls)
+    if text.hf_model_name or _text_shape(state) != (positions, text.width, text.vocab_size):
         return False
     if _vision_family(config) != _state_family(state):
         return False

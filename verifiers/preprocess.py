@@ -23,8 +23,9 @@ class Preprocess:
     centre crop), "longest" (the longest edge fits, the rest filled with black before normalising), "squash" (both
     edges, aspect ratio lost). interpolation: "bicubic" or "bilinear", antialiased.
 
-    Works in float and does not round to 8 bits in between, so close images keep their order. Against the PIL pipeline
-    on 8-bit images the pixels differ by less than 2/255 before normalising (the rounding of PIL's two passes).
+    As PIL does, it resizes first across and then down, antialiased and back to 8-bit steps each time. From an 8-bit
+    image the pixels before normalising are those of the PIL pipeline, but for 3 in 100 at most that are 1/255 or 2/255
+    away. (Pillow 13 goes down first where the height shrinks much more than the width; Pillow up to 12 never did.)
     """
 
     size: tuple[int, int] = (224, 224)
@@ -44,9 +45,10 @@ class Preprocess:
                 f"an image of {width}x{height} pixels is too long and narrow to score: it would be resized to "
                 f"{target[1]}x{target[0]} before its centre is cut out; crop it first"
             )
-        if target != tuple(pixels.shape[2:]):
-            pixels = interpolate(pixels, target, mode=self.interpolation, antialias=True, align_corners=False)
-            pixels = pixels.clamp(0, 1)  # bicubic overshoots
+        for step in ((height, target[1]), target):
+            if step != tuple(pixels.shape[2:]):
+                pixels = interpolate(pixels, step, mode=self.interpolation, antialias=True, align_corners=False)
+                pixels = (pixels.clamp(0, 1) * 255).round() / 255
         pixels = self._centre(pixels)
         mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
         std = torch.tensor(self.std, device=pixels.device)[:, None, None]
