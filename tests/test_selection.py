@@ -1,0 +1,132 @@
+"""Scoring a list of images and keeping the best k of anything."""
+
+import pytest
+import torch
+
+pytest.importorskip("comfy")
+
+from noise_search.host.noise import NearNoise, RecipeNoise, candidates
+from noise_search.host.selection import Scores, score_images, select
+from noise_search.search.recipe import Recipe, Rotate
+
+
+def picture(red: float, size: int = 4) -> torch.Tensor:
+    image = torch.zeros(1, size, size, 3)
+    image[..., 0] = red
+    return image
+
+
+def scores(*rows: list[float]) -> Scores:
+    """One list per candidate: the value of each of its images."""
+    return Scores(("red",), torch.tensor(rows).reshape(len(rows), -1, 1))
+
+
+def test_images_are_scored_in_order(brightness):
+    assert score_images([picture(0.5), picture(1.0), picture(0.25)], brightness, [""]).flat() == [0.5, 1.0, 0.25]
+
+
+def test_images_of_different_sizes_are_scored_and_selected(brightness):
+    images = [picture(0.25, 4), picture(0.75, 8)]
+    best = select(score_images(images, brightness, [""]), 2, images)
+    assert [tuple(image.shape[1:3]) for image in best.images] == [(8, 8), (4, 4)]
+
+
+def test_winners_of_different_sizes_cannot_make_one_batch():
+    images = [torch.zeros(2, 4, 4, 3), torch.zeros(2, 8, 8, 3)]
+    with pytest.raises(ValueError, match="different sizes .4x4 and 8x8"):
+        select(scores([1.0, 0.0], [0.0, 1.0]), 1, images)
+
+
+def test_an_image_with_nan_names_the_candidate(brightness):
+    with pytest.raises(ValueError, match="candidate 1 has pixels that are not numbers"):
+        score_images([picture(0.5), picture(float("nan"))], brightness, [""])
+
+
+def test_candidates_with_different_numbers_of_images_are_refused(brightness):
+    with pytest.raises(ValueError, match="candidate 1 has 2 images and candidate 0 has 1"):
+        score_images([picture(0.5), picture(0.5).repeat(2, 1, 1, 1)], brightness, [""])
+
+
+def test_one_prompt_for_all_or_one_for_each(brightness):
+    with pytest.raises(ValueError, match="2 prompts for 3 images"):
+        score_images([picture(0.5)] * 3, brightness, ["a", "b"])
+
+
+def test_k_beyond_n_says_how_many_there_are():
+    with pytest.raises(ValueError, match="k is 3, but there are 2 candidates"):
+        select(scores([1.0], [2.0]), 3)
+
+
+def test_a_list_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="1 images for 2 scores"):
+        select(scores([1.0], [2.0]), 1, [picture(1.0)])
+
+
+def test_the_best_k_come_best_first_and_the_rest_are_rejects():
+    images = [picture(value) for value in (0.1, 0.9, 0.5)]
+    best = select(scores([0.1], [0.9], [0.5]), 2, images)
+    assert best.indices == [1, 2]
+    assert best.scores == pytest.approx([0.9, 0.5])
+    assert torch.equal(best.rejects[0], images[0])
+
+
+def test_ties_keep_the_earlier_candidate():
+    assert select(scores([0.5], [0.5], [0.5]), 1).indices == [0]
+
+
+def test_every_row_of_a_batch_keeps_its_own_best():
+    images = [torch.full((2, 2, 2, 3), float(index)) for index in range(3)]
+    latents = [{"samples": torch.full((2, 4, 1, 1), float(index))} for index in range(3)]
+    best = select(scores([0.0, 5.0], [9.0, 1.0], [3.0, 2.0]), 1, images, latents)
+    assert best.indices == [1, 0]
+    assert best.images[0][:, 0, 0, 0].tolist() == [1.0, 0.0]
+    assert best.latents[0]["samples"][:, 0, 0, 0].tolist() == [1.0, 0.0]
+
+
+def test_the_noise_of_a_selected_batch_is_each_rows_own():
+    noises, _ = candidates(7, 2)
+    latent = {"samples": torch.zeros(2, 4, 3, 3)}
+    noise = select(scores([0.0, 5.0], [9.0, 1.0]), 1, noises=noises).noises[0].generate_noise(latent)
+    assert torch.equal(noise[0], noises[1].generate_noise(latent)[0])
+    assert torch.equal(noise[1], noises[0].generate_noise(latent)[1])
+
+
+def test_candidates_are_the_stock_noises_of_successive_seeds():
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    noises, seeds = candidates(2**64 - 1, 3)
+    latent = {"samples": torch.zeros(1, 4, 5, 3)}
+    assert seeds == [2**64 - 1, 0, 1]
+    for noise, seed in zip(noises, seeds, strict=True):
+        assert torch.equal(noise.generate_noise(latent), Noise_RandomNoise(seed).generate_noise(latent))
+
+
+def test_neighbours_keep_the_angle_and_come_with_a_recipe():
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    noises, seeds = candidates(5, 3, near=Noise_RandomNoise(42), angle=30.0)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    first, second, _ = (noise.generate_noise(latent).flatten() for noise in noises)
+    angle = torch.rad2deg(torch.arccos(torch.nn.functional.cosine_similarity(first, second, dim=0)))
+    assert angle.item() == pytest.approx(30.0, abs=0.01)
+    assert seeds == [42, 42, 42]
+    assert noises[1].recipes == (Recipe.from_seed(42).then(Rotate(6, 30.0)),)
+
+
+def test_neighbours_of_a_noise_without_a_recipe_turn_what_it_makes():
+    class Constant:
+        seed = 3
+
+        def generate_noise(self, latent):
+            return torch.ones_like(latent["samples"])
+
+    noises, _ = candidates(0, 2, near=Constant(), angle=90.0)
+    assert isinstance(noises[1], NearNoise)
+    noise = noises[1].generate_noise({"samples": torch.zeros(1, 4, 8, 8)})
+    assert noise.mean().abs() < 1e-5  # orthogonal to a constant
+
+
+def test_a_recipe_for_a_batch_refuses_another_batch_size():
+    noise = RecipeNoise([Recipe.from_seed(1), Recipe.from_seed(2)])
+    with pytest.raises(ValueError, match="a batch of 2 noises, but the latent has 3 items"):
+        noise.generate_noise({"samples": torch.zeros(3, 4, 2, 2)})
