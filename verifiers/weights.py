@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -126,10 +127,12 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # not torch's own text, which advises to load it all the same
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        more = f" ({found[1]})" if found else ""
         raise VerifierError(
-            f"{path} is refused: it is a Python pickle that holds more than weights; {_SAFE} ({reason})"
-        ) from error
+            f"{path} is refused: it is a Python pickle that holds more than weights{more}; {_SAFE}"
+        ) from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise VerifierError(f"cannot read {path} ({path.stat().st_size:,} bytes): {error}; {_AGAIN}") from error
 

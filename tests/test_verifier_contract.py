@@ -1,0 +1,98 @@
+"""What every verifier of the registry keeps, and the registry itself."""
+
+import pytest
+import tiny_clips
+import torch
+from noise_search.verifiers import registry
+from noise_search.verifiers.base import Verifier, VerifierError
+
+PROMPTS = ["a red circle", "two small squares above a circle", "a red circle"]
+
+
+def tiny_clip_score(folder):
+    tiny_clips.save_open_clip_folder(folder)
+    return registry.get("clip_score").load(folder)
+
+
+TINY = {"clip_score": tiny_clip_score}
+
+
+def test_every_verifier_is_tested():
+    assert set(TINY) == set(registry.names())
+
+
+@pytest.fixture(params=registry.names())
+def verifier(request, tmp_path):
+    return TINY[request.param](tmp_path)
+
+
+def test_contract(verifier):
+    assert isinstance(verifier, Verifier)
+    assert verifier.members and all(isinstance(name, str) and name for name in verifier.members)
+    low, high = verifier.usual_range
+    assert low < high
+    assert verifier.prompt_tokens is None or verifier.prompt_tokens > 0
+    assert verifier.identity() == verifier.identity() != ""
+    if verifier.module is not None:
+        assert not verifier.module.training
+        assert not any(parameter.requires_grad for parameter in verifier.module.parameters())
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (1, 1), (40, 300), (2048, 1500)])
+def test_values(verifier, height, width):
+    images = tiny_clips.images(3, height, width) if min(height, width) > 1 else torch.rand(3, height, width, 3)
+    before = images.clone()
+    values = verifier.score(images, PROMPTS)
+    assert values.shape == (3, len(verifier.members)) and values.dtype == torch.float32
+    assert torch.isfinite(values).all() and not values.requires_grad
+    assert torch.equal(images, before)
+
+
+def test_the_rest_of_the_batch_has_no_influence(verifier):
+    images = tiny_clips.images(3, 50, 40)
+    together = verifier.score(images, PROMPTS)
+    order = torch.tensor([2, 0, 1])
+    assert torch.equal(verifier.score(images[order], [PROMPTS[i] for i in order]), together[order])
+    for index in range(3):
+        assert torch.equal(
+            verifier.score(images[index : index + 1], PROMPTS[index : index + 1]), together[index : index + 1]
+        )
+
+
+def test_no_images(verifier):
+    assert verifier.score(torch.zeros(0, 8, 8, 3), []).shape == (0, len(verifier.members))
+
+
+def test_half_precision_images(verifier):
+    images = tiny_clips.images(2)
+    difference = verifier.score(images.half(), PROMPTS[:2]) - verifier.score(images, PROMPTS[:2])
+    low, high = verifier.usual_range
+    assert difference.abs().max() < 0.01 * (high - low)
+
+
+def test_unknown_names_suggest_the_closest():
+    with pytest.raises(VerifierError, match="unknown verifier 'clip_scoer'; did you mean 'clip_score'?"):
+        registry.get("clip_scoer")
+    with pytest.raises(VerifierError, match="unknown verifier 'zzz'; known: .*clip_score"):
+        registry.get("zzz")
+
+
+def test_a_missing_package_is_said_when_the_verifier_is_used(monkeypatch):
+    monkeypatch.setitem(registry.VERIFIERS, "broken", "no_such_module:Class")
+    assert "broken" in registry.names()
+    with pytest.raises(VerifierError, match="verifier 'broken' needs the Python package .*no_such_module.*pip install"):
+        registry.get("broken")
+
+
+@pytest.mark.parametrize("package", ["open_clip", "transformers"])
+def test_clip_score_says_what_to_install(monkeypatch, tmp_path, package):
+    import sys
+
+    if package == "open_clip":
+        tiny_clips.save_open_clip_folder(tmp_path)
+    else:
+        tiny_clips.save_hf_clip_folder(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    name = {"open_clip": "open_clip_torch"}.get(package, package)
+    with pytest.raises(VerifierError, match=f"python -m pip install {name}"):
+        registry.get("clip_score").load(tmp_path)
