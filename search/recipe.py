@@ -29,7 +29,7 @@ class Rotate:
     The step of Zero-Order Search (Ma et al., arXiv 2501.09732, section 3.2): with u the unit noise and w a random
     unit vector orthogonal to it, y = |x| (cos(angle) u + sin(angle) w). Keeps the norm of each item of the batch.
     The direction has nothing to do with the noise that the same seed draws. Moves in a row need different seeds.
-    Raises ValueError where an item has a single element: it has no direction to turn to.
+    Raises ValueError for a noise that has no direction: of zeros (no noise at all), or of one element per item.
     """
 
     seed: int
@@ -37,19 +37,20 @@ class Rotate:
 
     def __call__(self, noise: torch.Tensor) -> torch.Tensor:
         x = noise.to(torch.float64).flatten(1)
-        if x.shape[1] < 2:
-            raise ValueError(f"a noise of shape {tuple(noise.shape)} cannot be turned: its items have one element")
         norm = _steady(x.norm(dim=1, keepdim=True))
+        if x.shape[1] < 2 or not ((norm > 0) & norm.isfinite()).all():
+            raise ValueError(
+                f"this noise of shape {tuple(noise.shape)} cannot be turned: it needs at least two finite numbers per "
+                "item that are not all 0"
+            )
         u = x / norm
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        torch.randn(noise.shape, generator=generator)  # what `draw` makes of this seed: often the noise being turned
-        while True:
-            v = torch.randn(noise.shape, generator=generator, dtype=torch.float32).to(torch.float64).flatten(1)
-            v = v - _steady((v * u).sum(dim=1, keepdim=True)) * u
-            length = _steady(v.norm(dim=1, keepdim=True))
-            if (length > 1e-3).all():  # else parallel to the noise, as after two moves by 90 degrees with one seed
-                break
-        w = v / length
+        torch.randn(
+            noise.shape, generator=generator, dtype=torch.float32
+        )  # what `draw` makes of this seed: often the noise being turned
+        v = torch.randn(noise.shape, generator=generator, dtype=torch.float32).to(torch.float64).flatten(1)
+        v = v - _steady((v * u).sum(dim=1, keepdim=True)) * u
+        w = v / _steady(v.norm(dim=1, keepdim=True))
         angle = math.radians(self.angle)
         return (norm * (math.cos(angle) * u + math.sin(angle) * w)).reshape(noise.shape).to(noise.dtype)
 

@@ -163,22 +163,34 @@ def test_rotate_by_the_seed_of_the_noise_is_a_random_direction():
     assert abs(angle_between(Rotate(42, 90.0)(draw((1, 4, 32, 32), 7)), noise) - 90) < 10
 
 
-def test_rotate_twice_by_90_degrees_with_one_seed_is_a_number():
+def test_rotate_twice_with_one_seed_hits_the_angle():
     move = Rotate(1, 90.0)
-    assert torch.isfinite(move(move(draw(SHAPE, 4)))).all()
+    once = move(draw((1, 4, 3, 5), 4))
+    assert abs(angle_between(move(once), once) - 90) < 1e-4
 
 
-def test_a_noise_of_one_element_cannot_be_turned():
-    with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 1\) cannot be turned"):
-        Rotate(1, 18.0)(draw((2, 1, 1, 1), 4))
+@pytest.mark.parametrize(
+    "noise",
+    [
+        torch.ones(2, 1, 1, 1),
+        torch.zeros(2, 4, 1, 1),
+        torch.tensor([[1.0, 2.0], [0.0, 0.0]]),
+        torch.full((2, 3), torch.nan),
+    ],
+    ids=["one element", "zeros", "one item of zeros", "nan"],
+)
+def test_a_noise_without_a_direction_cannot_be_turned(noise):
+    with pytest.raises(ValueError) as caught:
+        Rotate(1, 18.0)(noise)
+    assert f"shape {tuple(noise.shape)} cannot be turned" in str(caught.value)
 
 
 def test_rotate_does_not_depend_on_the_last_bits_of_a_sum(monkeypatch):
     """They change with the number of threads."""
     noise = draw((1, 16, 64, 64), 4)
     expected = Rotate(1, 18.0)(noise)
-    norm = torch.Tensor.norm
-    monkeypatch.setattr(torch.Tensor, "norm", lambda *args, **kwargs: norm(*args, **kwargs) * (1 + 1e-11))
+    norm, off = torch.Tensor.norm, iter([1 + 1e-11, 1 - 1e-11])
+    monkeypatch.setattr(torch.Tensor, "norm", lambda *args, **kwargs: norm(*args, **kwargs) * next(off))
     assert torch.equal(Rotate(1, 18.0)(noise), expected)
 
 
@@ -244,6 +256,14 @@ def test_deep_nesting_is_refused(depth, shape):
     with pytest.raises(RecipeError) as caught:
         from_json(shape.format("[" * depth + "]" * depth))
     assert len(str(caught.value)) <= 300
+
+
+def test_nesting_too_deep_to_print_is_refused():
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(RecipeError, match="recipe seed must be a whole number"):
+        Recipe.from_dict({"seed": nested})
 
 
 @pytest.mark.parametrize(
