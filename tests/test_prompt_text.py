@@ -12,6 +12,7 @@ OUTPUTS = {
     "ControlNetApplyAdvanced": ["positive", "negative"],
     "InpaintModelConditioning": ["positive", "negative", "latent"],
     "PairConditioningCombine": ["positive", "negative"],
+    "TwoAtOnce": ["cond_a", "cond_b"],
     "TextEncodeEdit": ["positive", "negative"],
     "Loader": ["MODEL", "CLIP", "VAE"],
     "PrimitiveString": ["STRING"],
@@ -78,8 +79,14 @@ def test_slot_negative_goes_on_at_input_negative_even_where_it_is_wired_to_posit
     assert text(**CONTROLNET | {"top": sampler(["c", 1])}) == "blurry"
 
 
-def test_a_pair_combination_goes_on_at_both_positives_and_at_no_negative():
-    pair = node("PairConditioningCombine", positive_A=["p", 0], negative_A=["n", 0], positive_B=["q", 0])
+def test_other_slots_go_on_at_their_namesakes_too():
+    two = node("TwoAtOnce", cond_a=["p", 0], cond_b=["q", 0])
+    assert text(top=sampler(["two", 1]), two=two, p=encode("a cat"), q=encode("a dog")) == "a dog"
+
+
+@pytest.mark.parametrize("first", ["positive", "positive_A"])
+def test_a_pair_combination_goes_on_at_both_positives_and_at_no_negative(first):
+    pair = node("PairConditioningCombine", **{first: ["p", 0]}, negative_A=["n", 0], positive_B=["q", 0])
     listed = message(top=sampler(["pair", 0]), pair=pair, p=encode("cat"), q=encode("dog"), n=encode("blurry"))
     assert ("cat" in listed, "dog" in listed, "blurry" in listed) == (True, True, False)
 
@@ -252,6 +259,16 @@ def test_a_node_that_is_not_in_the_graph():
 def test_a_circle_of_conditionings_ends():
     a, b = node("Combine", cond_1=["b", 0], cond_2=["p", 0]), node("Combine", cond_1=["a", 0])
     assert text(top=sampler(["a", 0]), a=a, b=b, p=encode("a cat")) == "a cat"
+
+
+def test_a_circle_of_images_ends():
+    a, b = node("Blend", image1=["b", 0]), node("Blend", image1=["a", 0])
+    assert "no sampler behind 'image'" in message("image", top=node("Score", image=["a", 0]), a=a, b=b)
+
+
+def test_without_a_clip_only_what_is_named_like_a_text_is_one():
+    stored = node("LoadConditioning", file="cat.safetensors")
+    assert "there is no text" in message(top=sampler(["s", 0]), s=stored)
 
 
 def test_a_circle_of_strings_ends():
