@@ -19,7 +19,7 @@ OUTPUTS = {
 }
 TYPES = {
     "Lumina": {"clip": "CLIP", "system_prompt": "COMBO", "user_prompt": "STRING"},
-    "AnyReroute": {"anything": "*"},
+    "PassAnything": {"anything": "*"},
     "LoadText": {"value": "COMBO"},
 }
 
@@ -167,7 +167,7 @@ def test_a_linked_constant_is_resolved(value):
     assert text(top=sampler(["p", 0]), p=encode(["s", 0]), s=node(value, value="a cat")) == "a cat"
 
 
-@pytest.mark.parametrize("reroute", [node("Reroute", x=["s", 0]), node("AnyReroute", anything=["s", 0])])
+@pytest.mark.parametrize("reroute", [node("Reroute", x=["s", 0]), node("PassAnything", anything=["s", 0])])
 def test_a_linked_constant_is_resolved_through_reroutes(reroute):
     string = node("PrimitiveString", value="a cat")
     assert text(top=sampler(["p", 0]), p=encode(["r", 0]), r=reroute, s=string) == "a cat"
