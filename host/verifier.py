@@ -95,7 +95,7 @@ class HostedVerifier:
 
 
 def check_images(images: Any) -> torch.Tensor:
-    """The images as float32 RGB [B, H, W, 3] where they are, or a ValueError that says what is wrong with which."""
+    """The images as contiguous float32 RGB [B, H, W, 3], on their device, or a ValueError that says what is wrong."""
     if (
         not isinstance(images, torch.Tensor)
         or images.ndim != 4
@@ -105,7 +105,7 @@ def check_images(images: Any) -> torch.Tensor:
         found = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images to score must be [images, height, width, 3], found {found}; connect a decoded IMAGE")
     images = images.detach().to(torch.float32)
-    images = images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]
+    images = (images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]).contiguous()
     for index, image in enumerate(images):
         if not torch.isfinite(image).all():
             raise ValueError(
@@ -136,7 +136,9 @@ def load_clip_score(model_name: str, precision: str = "auto", architecture: str 
 
 def load_demo_verifier() -> HostedVerifier:
     """The embedded learned verifier: a tiny CLIP of the demo's world, through the same code as any other."""
-    return _shared(_demo_directory(), "demo", "fp32", "", usual_range=(0.0, 100.0))
+    from .demo import verifier_directory  # brings in ComfyUI's checkpoint loaders, which nothing else here needs
+
+    return _shared(verifier_directory(), "demo", "fp32", "", usual_range=(0.0, 100.0))
 
 
 # Networks in use, by file and settings. Weak: the VERIFIER outputs in ComfyUI's cache own them, and when the last one
@@ -156,14 +158,6 @@ def _shared(path: Path, label: str, precision: str, architecture: str, **setting
         hosted = HostedVerifier(verifier)
         _loaded[key] = hosted
     return hosted
-
-
-def _demo_directory() -> Path:
-    try:
-        from .demo import verifier_directory
-    except ImportError:
-        return Path(__file__).resolve().parents[1] / "demo" / "weights" / "verifier"
-    return Path(verifier_directory())
 
 
 def _passes(error: Exception) -> bool:

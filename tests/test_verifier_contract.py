@@ -38,9 +38,9 @@ def test_contract(verifier):
         assert not any(parameter.requires_grad for parameter in verifier.module.parameters())
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (1, 1), (40, 300), (2048, 1500)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (1, 1), (40, 300), (1100, 1500)])
 def test_values(verifier, height, width):
-    images = tiny_clips.images(3, height, width) if min(height, width) > 1 else torch.rand(3, height, width, 3)
+    images = torch.rand(3, height, width, 3)
     before = images.clone()
     values = verifier.score(images, PROMPTS)
     assert values.shape == (3, len(verifier.members)) and values.dtype == torch.float32
@@ -57,6 +57,13 @@ def test_the_rest_of_the_batch_has_no_influence(verifier):
         assert torch.equal(
             verifier.score(images[index : index + 1], PROMPTS[index : index + 1]), together[index : index + 1]
         )
+
+
+def test_the_layout_in_memory_has_no_influence(verifier):
+    images = tiny_clips.images(2, 50, 40)
+    values = verifier.score(images, PROMPTS[:2])
+    assert torch.equal(verifier.score(images.movedim(-1, 1).contiguous().movedim(1, -1), PROMPTS[:2]), values)
+    assert torch.equal(verifier.score(torch.cat([images, images], dim=-1)[..., :3], PROMPTS[:2]), values)
 
 
 def test_no_images(verifier):

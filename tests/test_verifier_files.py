@@ -166,7 +166,7 @@ def test_unknown_sizes(tmp_path):
     path = tmp_path / "odd.safetensors"
     save_file(tiny_clips.open_clip_model(embed_dim=20).state_dict(), path)
     refuses(path, "fits none of the architectures", "token_embedding.weight (49408, 32)", "visual.conv1.weight")
-    save_file(tiny_clips.hf_clip_model().state_dict(), tmp_path / "odd-hf.safetensors")
+    save_file(tiny_clips.hf_clip_model(projection_dim=20).state_dict(), tmp_path / "odd-hf.safetensors")
     refuses(tmp_path / "odd-hf.safetensors", "fits none of the architectures", "patch_embedding.weight (64, 3, 8, 8)")
 
 

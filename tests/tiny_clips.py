@@ -80,12 +80,12 @@ def save_clip_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def hf_clip_model(hidden_act="quick_gelu", seed=0):
+def hf_clip_model(hidden_act="quick_gelu", projection_dim=24, seed=0):
     import transformers
 
-    shared = {"num_hidden_layers": 2, "hidden_act": hidden_act, "projection_dim": 24}
+    shared = {"num_hidden_layers": 2, "hidden_act": hidden_act, "projection_dim": projection_dim}
     config = transformers.CLIPConfig(
-        projection_dim=24,
+        projection_dim=projection_dim,
         vision_config={**shared, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2}
         | {"image_size": 32, "patch_size": 8},
         text_config={**shared, "hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2},

@@ -37,7 +37,8 @@ class Preprocess:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """image: float [H, W, 3] in 0..1. Returns float32 [1, 3, height, width], normalised."""
-        pixels = image.to(torch.float32).clamp(0, 1).movedim(-1, 0)[None]
+        # contiguous, since the kernels for other strides round differently
+        pixels = image.to(torch.float32).clamp(0, 1).movedim(-1, 0)[None].contiguous()
         height, width = pixels.shape[2:]
         target = self.resized(height, width)
         if target[0] * target[1] > MAX_PIXELS:
