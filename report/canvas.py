@@ -69,7 +69,7 @@ def theme_of(name: str) -> Theme:
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)  # Aileron, embedded in Pillow since 10.1
 
 

@@ -41,14 +41,14 @@ def score_curve(
 
 def _header(canvas: Canvas, log: SearchLog, colours: Theme) -> None:
     width = canvas.size[0]
-    left, right = 36, width - 36
+    left, right = 36.0, width - 36.0
     if log.candidates and log.rows == 1:
         scores = log.scores(0).tolist()
         best, gain = max(scores), max(scores) - scores[0]
-        digits = score_digits(scores)
-        headline, note = signed(gain, digits), "over stock"
-        if not gain:
-            headline, note = plain(best, digits), _why_stock(scores)
+        if gain:
+            headline, note = signed(gain, score_digits([gain])), "over stock"
+        else:
+            headline, note = plain(best, score_digits(scores)), _why_stock(scores)
         canvas.text((right, 48), headline, colours.best, 30, "rs", bold=True)
         canvas.text((right, 70), note, colours.muted, 14, "rs")
         right -= max(text_width(headline, 30), text_width(note, 14)) + 32
@@ -86,7 +86,7 @@ class _Plot:
         self.x_ticks = nice_ticks(0, self.end, max(3, (width - 160) // 120))
         y_labels = [label for _, label in self.y_ticks]
         self.left = 36 + max(text_width(label, 14) for label in y_labels) + 12
-        self.right, self.top, self.bottom = width - 36, 150, height - 62
+        self.right, self.top, self.bottom = width - 36.0, 150.0, height - 62.0
         if log.rows > 1:
             self.right -= self._legend_width() + 24
 
@@ -117,7 +117,8 @@ class _Plot:
         canvas.text((36, self.top - 22), fit(one_line(score_name(self.log)), 14, room), colours.muted, 14)
 
     def _staircase(self, scores: list[float]) -> list[tuple[float, float]]:
-        points, best = [], -math.inf
+        points: list[tuple[float, float]] = []
+        best = -math.inf
         for spent, score in zip(self.spent, scores, strict=True):
             if points:
                 points.append((self.x(spent), self.y(best)))

@@ -19,6 +19,7 @@ MARGIN = 36
 LABEL = 46
 HEADING = 34
 MAX_WIDTH = 1600
+MIN_EACH = 3  # rather fewer images of a large batch than fewer candidates of each
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def contact_sheet(log: SearchLog, theme: str = "light", tiles: int = 64) -> Imag
     among the shown where an item has room for two. Returns an RGB picture. Raises ValueError on an unknown theme.
     """
     colours = theme_of(theme)
-    blocks = [_tiles(log, row, max(tiles // log.rows, 1)) for row in range(min(log.rows, max(tiles, 1)))]
+    tiles = max(tiles, 1)
+    each = max(tiles // log.rows, min(tiles, MIN_EACH))
+    blocks = [_tiles(log, row, each) for row in range(min(log.rows, tiles // each))]
     wide, high = _tile_size(log)
     most = max(map(len, blocks))
     fitting = (MAX_WIDTH - 2 * MARGIN + GAP) // (wide + GAP)
@@ -181,6 +184,5 @@ def _rounded(width: int, height: int) -> Image.Image:
 
 def _picture(thumbnail: torch.Tensor, width: int, height: int) -> Image.Image:
     """uint8 [height, width, 3] as a picture of the tile's size."""
-    pixels = thumbnail.to("cpu", torch.uint8).contiguous()
-    picture = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), bytes(pixels.flatten().tolist()))
+    picture = Image.fromarray(thumbnail.to("cpu", torch.uint8).numpy())
     return picture.resize((width, height), Image.Resampling.LANCZOS)

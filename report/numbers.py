@@ -17,7 +17,7 @@ def score_digits(scores: Sequence[float]) -> int:
 
 def plain(value: float, digits: int) -> str:
     """The value with that many decimals; very large ones in scientific form; no minus before a zero."""
-    if abs(value) >= 1e7:
+    if abs(value) >= 1e9:
         return f"{value:.3g}"
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if not text.strip("-0.,") else text
@@ -55,6 +55,6 @@ def nice_ticks(low: float, high: float, wanted: int) -> list[tuple[float, str]]:
     if abs(round(step, decimals) - step) > step * 1e-6:
         decimals += 1  # 2.5, 0.25, ...
     values = [index * step for index in range(first, last + 1)]
-    if decimals > 6 or max(map(abs, values), default=0.0) >= 1e7:
+    if decimals > 6 or max(map(abs, values), default=0.0) >= 1e9:
         return [(value, f"{value:.4g}") for value in values]
     return [(value, plain(value, decimals)) for value in values]
