@@ -77,7 +77,8 @@ class HostedVerifier:
         except Exception as error:
             if _passes(error):
                 raise
-            raise VerifierError(f"verifier {names} failed: {type(error).__name__}: {error}") from error
+            cause = str(error) if isinstance(error, VerifierError) else f"{type(error).__name__}: {error}"
+            raise VerifierError(f"verifier {names} failed: {cause}") from error
         if not isinstance(values, torch.Tensor) or tuple(values.shape) != (len(images), len(self.members)):
             shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise VerifierError(

@@ -1,5 +1,6 @@
 """CLIP Score against independent computations, on tiny checkpoints in the real file layouts."""
 
+import importlib.util
 import json
 import logging
 import socket
@@ -144,19 +145,23 @@ def test_transformers_siglip_folder(tmp_path):
 
 
 def test_siglip_with_its_sentencepiece_tokenizer(tmp_path):
-    pytest.importorskip("google.protobuf")
+    """As in the published folders; it needs two packages, of which ComfyUI brings one."""
     spm = pytest.importorskip("sentencepiece")
     import transformers
 
     tiny_clips.save_hf_siglip_folder(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
     (tmp_path / "words.txt").write_text("a red circle above a blue square\ntwo green triangles\n" * 20)
     spm.SentencePieceTrainer.train(
         input=str(tmp_path / "words.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=30, hard_vocab_limit=False
     )
-    tokenizer = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"))
-    tokenizer.save_pretrained(tmp_path)
+    if importlib.util.find_spec("google") is None or importlib.util.find_spec("google.protobuf") is None:
+        with pytest.raises(VerifierError, match="protobuf.*pip install sentencepiece protobuf"):
+            CLIPScore.load(tmp_path)
+        return
     verifier = CLIPScore.load(tmp_path)
+    tokenizer = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"))
     ids = tokenizer("A red circle!", padding="max_length", max_length=16, return_tensors="pt").input_ids
     with torch.no_grad():
         embedding = verifier.module.get_text_features(input_ids=ids)

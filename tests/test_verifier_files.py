@@ -93,7 +93,7 @@ def test_a_pickle_with_more_than_weights_is_refused_and_not_run(tmp_path, suffix
 
 def test_bare_pickle(tmp_path):
     path = tmp_path / "model.pt"
-    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
     refuses(path, "refused")
     assert not (tmp_path / "ran").exists()
 

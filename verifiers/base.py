@@ -51,7 +51,7 @@ def require(module: str, package: str, purpose: str) -> ModuleType:
     """Imports an optional package, or raises VerifierError that says what to install."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a compiled part made for another torch
         raise VerifierError(
             f"{purpose} needs the Python package {package}, which cannot be imported ({error}); "
             f"install it into ComfyUI's Python: python -m pip install {package}"

@@ -116,7 +116,7 @@ def _load_open_clip_folder(folder: Path, weights: Path) -> DualEncoder:
     )
 
 
-def _build_open_clip(model_cfg: Mapping[str, Any], source: Path) -> torch.nn.Module:
+def _build_open_clip(model_cfg: Mapping[str, Any], source: Path) -> Any:
     """An open_clip model with unset weights. Towers that open_clip would fetch by name are refused."""
     open_clip = require("open_clip", "open_clip_torch", f"loading {source.name}")
     config = copy.deepcopy(dict(model_cfg))
@@ -163,7 +163,7 @@ _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
 def _open_clip_encoder(
-    model: torch.nn.Module,
+    model: Any,
     model_cfg: Mapping[str, Any],
     preprocess_cfg: Mapping[str, Any],
     folder: Path,
@@ -194,7 +194,8 @@ def _open_clip_preprocess(config: Mapping[str, Any], size: int | tuple[int, int]
             values[key] = tuple(values[key])
     if values.get("interpolation") not in (None, "bilinear"):
         values["interpolation"] = "bicubic"  # open_clip's "random" is bicubic outside of training
-    return Preprocess(size=(size, size) if isinstance(size, int) else tuple(size), **values)
+    height, width = (size, size) if isinstance(size, int) else size
+    return Preprocess(size=(height, width), **values)
 
 
 def _open_clip_tokenizer(
@@ -241,6 +242,12 @@ def _load_transformers_folder(folder: Path, weights: Path) -> DualEncoder:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
+    except ImportError as error:  # SigLIP's tokenizer, if the folder has no tokenizer.json
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise VerifierError(
+            f"the tokenizer in {folder} needs packages that are not there ({reason}); install them into ComfyUI's "
+            "Python: python -m pip install sentencepiece protobuf"
+        ) from error
     except Exception as error:
         raise VerifierError(f"transformers cannot load {folder}: {error}") from error
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -274,7 +281,7 @@ def _transformers_config(folder: Path) -> Any:
 
 
 def _transformers_encoder(
-    model: torch.nn.Module,
+    model: Any,
     tokenize: Callable[[str], tuple[torch.Tensor, int]],
     preprocess: Preprocess,
     architecture: str,
