@@ -131,7 +131,8 @@ class Bar:
             self.shown = line
 
     def _line(self) -> None:
-        print(f"{self.title} {self.fraction:4.0%}  {self._seconds()}  {self.text}", file=self.stream, flush=True)
+        line = f"{self.title} {self.fraction:4.0%}  {self._seconds()}  {self.text}"
+        print(line.rstrip(), file=self.stream, flush=True)
 
     def _seconds(self) -> str:
         return f"{time.monotonic() - self.began:.0f} s"
@@ -747,7 +748,8 @@ class Server:
     def tail(self) -> list[str]:
         if self.log is None:
             return []
-        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-TAIL:]
 
     def _wait_until_up(self) -> None:
         assert self.process is not None
