@@ -377,7 +377,7 @@ class Generator(torch.nn.Module):
     def _initialise(self, positions: torch.Tensor) -> None:
         """As DiT (Peebles and Xie, 2022): Xavier, small embeddings, and gates and the last layer at zero."""
         for name, parameter in self.named_parameters():
-            if name.endswith(("ln_q.weight", "ln_k.weight")) or (".norm" in name and name.endswith("weight")) or name.endswith("norm.weight"):
+            if "norm" in name and name.endswith("weight") or name.endswith(("ln_q.weight", "ln_k.weight")):
                 torch.nn.init.ones_(parameter)
             elif parameter.ndim == 1 or "adaLN" in name or "final_layer.linear" in name:
                 torch.nn.init.zeros_(parameter)
@@ -586,6 +586,8 @@ def wrong_scene(scene, rng: np.random.Generator):
         kinds = [(group.colour, group.shape) for group in groups]
         if len(set(kinds)) < len(kinds) or sum(group.count for group in groups) > MAX_OBJECTS:
             continue
+        if relation and max(group.count for group in groups) > 2:
+            continue  # three large shapes do not fit on one side
         wrong = Scene(tuple(groups), relation)
         if wrong.meaning != scene.meaning and not wrong.held_out:
             return wrong
@@ -603,7 +605,7 @@ def broken_picture(scene, rng: np.random.Generator) -> np.ndarray:
         return world.draw_items(items[:i] + items[i + 1 :])
     if flaw == "extra":
         other = world.place(world.sample_scene(rng, "single"), rng)[0]
-        copy_of = world.Item(item.shape, item.colour, item.size, other.x, other.y)
+        copy_of = world.Item(item.shape, item.colour, other.size, other.x, other.y)
         return world.draw_items([*items, copy_of if rng.random() < 0.5 else other])
     if flaw == "touching":
         shift = world.SIZES[item.size] // 2

@@ -40,9 +40,10 @@ MIRROR = {"above": "below", "below": "above", "left of": "right of", "right of":
 CATEGORIES = ("single", "colour", "counting", "spatial")
 MAX_OBJECTS = 4
 
-GRID = 4  # centres lie on a grid this fine: variety enough, and easier to learn than free positions
+GRID = 8  # centres lie on a grid this fine: variety enough, and easier to learn than free positions
 BORDER = 4  # pixels between a shape and the edge of the picture
 GAP = 6  # pixels between two shapes
+ATTEMPTS = 500  # to place all shapes of a picture
 RELATION_GAP = 20  # pixels between the centres of the two sides of a relation
 
 HELD_OUT_ONE_IN = 4
@@ -223,12 +224,16 @@ class Item:
 
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Item]:
-    """Choose sizes (one per group, where the prompt leaves it open) and places: apart, and in the asked relation."""
+    """Choose sizes (one per group, where the prompt leaves it open) and places: apart, and in the asked relation.
+
+    Raises ValueError when there is no room: three large shapes do not fit on one side of a fourth.
+    """
     sizes = [group.size or tuple(SIZES)[rng.integers(len(SIZES))] for group in scene.groups]
-    while True:
+    for _ in range(ATTEMPTS):
         boxes = _place_boxes(scene, sizes, rng)
         if boxes:
             return [Item(group.shape, group.colour, size, x, y) for group, size, x, y in boxes]
+    raise ValueError(f"The demo world found no room for {str(scene)!r} in {ATTEMPTS} attempts.")
 
 
 def _place_boxes(scene: Scene, sizes: list[str], rng: np.random.Generator):
