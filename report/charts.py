@@ -9,7 +9,7 @@ from PIL import Image
 from ..search.log import SearchLog
 from .canvas import Canvas, Theme, fit, one_line, text_width, theme_of
 from .numbers import count, nice_ticks, plain, score_digits, signed
-from .words import caption, prompt_of, score_name
+from .words import caption, quoted_prompt, score_name
 
 MAX_LEGEND = 8
 KEY_WIDTH = 372
@@ -53,8 +53,7 @@ def _header(canvas: Canvas, log: SearchLog, colours: Theme) -> None:
         canvas.text((right, 70), note, colours.muted, 14, "rs")
         right -= max(text_width(headline, 30), text_width(note, 14)) + 32
     canvas.text((left, 46), "Best score so far", colours.ink, 25, bold=True)
-    prompt = one_line(prompt_of(log))
-    lines = [f"“{prompt}”"] if prompt else []
+    lines = quoted_prompt(log)
     lines.append(one_line(caption(log)))
     for number, (line, colour) in enumerate(zip(lines, (colours.ink, colours.muted)[-len(lines) :], strict=True)):
         canvas.text((left, 71 + 21 * number), fit(line, 15, right - left), colour, 15)
@@ -186,7 +185,7 @@ class _Plot:
         radius = 3.4 if len(self.spent) * len(rows) <= 256 else 2.2
         for row in rows:
             for spent, score in zip(self.spent, self.scores[row], strict=True):
-                canvas.disc((self.x(spent), self.y(score)), radius, hues[row], 0.28)
+                canvas.disc((self.x(spent), self.y(score)), radius, hues[row], 0.4)
         for row in rows:
             canvas.line(self._staircase(self.scores[row]), hues[row], 2.6 if len(rows) <= 8 else 1.6)
         for row in rows:

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..search.log import SearchLog
 from .canvas import Canvas, Theme, fit, one_line, text_width, theme_of
 from .numbers import count, plain, score_digits
-from .words import caption, prompt_of, score_name
+from .words import caption, quoted_prompt, score_name
 
 TILE = 168  # a thumbnail covers as many pixels as a square of this side
 GAP = 22
@@ -70,7 +70,7 @@ def contact_sheet(log: SearchLog, theme: str = "light", tiles: int = 64) -> Imag
             if thumbnail is None:
                 canvas.text((left + wide / 2, above + high / 2), "no picture", colours.muted, 13, "mm")
             else:
-                pictures.append((_picture(thumbnail, wide, high), (left, above)))
+                pictures.append((_picture(thumbnail, wide, high, colours.panel), (left, above)))
             badges += _badges(tile, (left, above, wide), colours)
         y += block_height
     if notes:
@@ -120,8 +120,7 @@ def _notes(log: SearchLog, blocks: list[list[_Tile]]) -> str:
 def _header(canvas: Canvas, log: SearchLog, colours: Theme) -> None:
     room = canvas.size[0] - 2 * MARGIN
     canvas.text((MARGIN, 46), "Contact sheet", colours.ink, 25, bold=True)
-    prompt = one_line(prompt_of(log))
-    lines = [f"“{prompt}”"] if prompt else []
+    lines = quoted_prompt(log)
     lines.append(one_line(f"best first by {score_name(log)}  ·  {caption(log)}"))
     for number, (line, colour) in enumerate(zip(lines, (colours.ink, colours.muted)[-len(lines) :], strict=True)):
         canvas.text((MARGIN, 71 + 21 * number), fit(line, 15, room), colour, 15)
@@ -182,7 +181,7 @@ def _rounded(width: int, height: int) -> Image.Image:
     return canvas.image().convert("L")
 
 
-def _picture(thumbnail: torch.Tensor, width: int, height: int) -> Image.Image:
-    """uint8 [height, width, 3] as a picture of the tile's size."""
+def _picture(thumbnail: torch.Tensor, width: int, height: int, background: str) -> Image.Image:
+    """uint8 [height, width, 3] as a picture of the tile's size, in its own proportions."""
     picture = Image.fromarray(thumbnail.to("cpu", torch.uint8).numpy())
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+    return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color=background)

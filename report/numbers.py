@@ -16,9 +16,9 @@ def score_digits(scores: Sequence[float]) -> int:
 
 
 def plain(value: float, digits: int) -> str:
-    """The value with that many decimals; very large ones in scientific form; no minus before a zero."""
-    if abs(value) >= 1e9:
-        return f"{value:.3g}"
+    """The value with that many decimals; very large and very fine ones in scientific form; no minus before a zero."""
+    if abs(value) >= 1e9 or digits > 8:
+        return f"{value:.4g}"
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if not text.strip("-0.,") else text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..search.log import SearchLog
+from .canvas import one_line
 from .numbers import count, duration
 
 
@@ -10,6 +11,12 @@ def prompt_of(log: SearchLog) -> str:
     """The text the verifier judged by, "" where the log has none; several texts are joined."""
     prompt = log.settings.get("prompt") or ""
     return prompt if isinstance(prompt, str) else " | ".join(map(str, prompt))
+
+
+def quoted_prompt(log: SearchLog) -> list[str]:
+    """The prompt as a line for a picture; no line where there is none, or none that the embedded font can write."""
+    prompt = one_line(prompt_of(log))
+    return [f"“{prompt}”"] if any(map(str.isalnum, prompt)) else []
 
 
 def deciding(log: SearchLog) -> list[str]:

@@ -250,6 +250,13 @@ def test_any_log_has_a_contact_sheet_with_nothing_cut_off(log, theme):
 def test_pictures_of_any_shape_fit(shape):
     picture = contact_sheet(new_log(spread(30), pictures=lambda i, row: grey(i, row, *shape)))
     assert border_is_empty(picture, light("background"))
+    assert picture.width <= 1600
+
+
+def test_a_panorama_is_not_squeezed():
+    sheet = contact_sheet(new_log([1.0], pictures=lambda i, row: torch.zeros(10, 200, 3, dtype=torch.uint8)))
+    column = [sheet.getpixel((36 + 119, 118 + y)) for y in range(119)]
+    assert column.count((0, 0, 0)) == pytest.approx(238 / 20, abs=2)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(300, 1), (40, 4), (4, 100)])
@@ -420,7 +427,14 @@ def test_ticks_are_written_as_people_do(low, high, labels):
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [(0.31234, 3, "0.312"), (-0.0001, 2, "0.00"), (-1.5, 1, "-1.5"), (12345.6, 0, "12,346"), (3e30, 0, "3e+30")],
+    [
+        (0.31234, 3, "0.312"),
+        (-0.0001, 2, "0.00"),
+        (-1.5, 1, "-1.5"),
+        (12345.6, 0, "12,346"),
+        (3e30, 0, "3e+30"),
+        (2e-9, 12, "2e-09"),
+    ],
 )
 def test_plain_numbers(value, digits, text):
     assert numbers.plain(value, digits) == text
@@ -456,6 +470,11 @@ def test_fitted_text_fits(text, width):
 
 def test_what_fits_is_left_alone():
     assert fit("short", 14, 500) == "short"
+
+
+def test_a_prompt_that_the_font_cannot_write_is_left_out(drawn):
+    score_curve(new_log([1.0], prompt="猫と犬"))
+    assert not any("“" in text or "?" in text for text in texts(drawn))
 
 
 def test_letters_that_the_font_lacks_lose_their_accents():
