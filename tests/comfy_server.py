@@ -74,6 +74,9 @@ class ComfyServer:
     def __enter__(self) -> ComfyServer:
         with self.log_file.open("wb") as log:
             environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+            # The demo model is too small to gain by threads, and on a busy machine their waiting for each other costs
+            # a hundred times the work.
+            environment.setdefault("OMP_NUM_THREADS", "1")
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, cwd=self.home, env=environment
             )
