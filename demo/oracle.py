@@ -65,9 +65,9 @@ def judge(image, prompt: str | Scene) -> Verdict:
 
 
 def describe(found: tuple[Found, ...]) -> str:
-    """Count equal objects: "2 small red circles, 1 large blue square"."""
-    counts = Counter(str(part) for part in found)
-    return ", ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in sorted(counts.items())) or "nothing"
+    """Count equal objects, the most frequent first: "2 small red circles, 1 large blue square"."""
+    counts = Counter(sorted(str(part) for part in found))
+    return ", ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.most_common()) or "nothing"
 
 
 def find(image) -> list[Found]:
@@ -154,7 +154,7 @@ def _compare(found: tuple[Found, ...], scene: Scene) -> str | None:
     for group in scene.groups:
         kind = [p for p in found if (p.colour, p.shape) == (group.colour, group.shape)]
         if len(kind) != group.count:
-            return f"{len(kind) or 'no'} {group.colour} {group.shape}{'' if len(kind) == 1 else 's'}"
+            return f"{len(kind) or 'no'} {group.colour} {group.shape}{'' if len(kind) == 1 else 's'}, not {group.count}"
         if group.size and any(part.size != group.size for part in kind):
             return f"not every {group.colour} {group.shape} is {group.size}"
         sides.append(kind)
