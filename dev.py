@@ -231,6 +231,29 @@ def stream(command: Sequence[str | Path], lock: Lock, on_line: Callable[[str | N
         stop(process)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came. Like Ctrl+C, but that reaches the child processes by itself and this does not."""
+
+
+def terminate(number, frame) -> None:
+    raise Terminated
+
+
+def call(command: Sequence[str | Path], environment: dict[str, str]) -> int:
+    """Runs a program in the foreground. When this one is stopped, it may clean up after itself."""
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, Terminated) and os.name != "nt":
+            process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        raise
+    finally:
+        stop(process)
+
+
 def stop(process: subprocess.Popen) -> None:
     """Ends a process that may have ended already."""
     if process.poll() is None:
@@ -421,14 +444,11 @@ class Environment:
         stamps = self._stamps()
         stamps.pop(layer.name, None)
         write_atomically(self.stamp, json.dumps(stamps, indent=1))
-        with tempfile.TemporaryDirectory(prefix="noise-search-") as folder:
-            wanted = Path(folder, "requirements.txt")
-            wanted.write_text("\n".join(layer.requirements) + "\n", encoding="utf-8")
-            fixed = Path(folder, "constraints.txt")  # no requirement may move PyTorch
-            fixed.write_text("\n".join(TORCH) + "\n", encoding="utf-8")
-            command = pip(self.python, "install", "-r", wanted, "-c", fixed)
-            progress = PipProgress(layer.packages, self._count, report)
-            code, lines = stream(command, self.lock, progress)
+        wanted, fixed = CACHE / "requirements.txt", CACHE / "constraints.txt"
+        wanted.write_text("\n".join(layer.requirements) + "\n", encoding="utf-8")
+        fixed.write_text("\n".join(TORCH) + "\n", encoding="utf-8")  # no requirement may move PyTorch
+        progress = PipProgress(layer.packages, self._count, report)
+        code, lines = stream(pip(self.python, "install", "-r", wanted, "-c", fixed), self.lock, progress)
         self.state = self._probe()
         if code:
             what = f"Installing {layer.name} failed (exit {code}): pip install {' '.join(layer.requirements)}"
@@ -735,8 +755,9 @@ class Server:
     def tail(self) -> list[str]:
         if self.log is None:
             return []
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-TAIL:]
+        text = self.log.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+        return [line.split("\r")[-1] for line in plain.strip().split("\n")][-TAIL:]  # of a bar, its last state
 
     def _wait_until_up(self) -> None:
         assert self.process is not None
@@ -765,12 +786,13 @@ def demo(options: argparse.Namespace, client_arguments: list[str]) -> int:
         arguments = [*cpu_arguments(setup.python, only_cuda=True), *private_arguments(Path(home))]
         print("Starting ComfyUI ...", flush=True)
         with Server(setup, free_port(), [*arguments, "--disable-api-nodes"], log) as server:
-            client = [str(setup.python), "-m", "demo.client", "--url", server.url, "--output", str(OUTPUT)]
-            code = subprocess.call([*client, *client_arguments], cwd=ROOT, env=clean_environment())
+            client = [setup.python, "-m", "demo.client", "--url", server.url, "--output", OUTPUT]
+            code = call([*client, *client_arguments], clean_environment())
             died = server.process.poll() if server.process else None
         if code and code != 130:
             what = "The demo failed; the server's last lines:" if died is None else f"ComfyUI stopped (exit {died}):"
-            raise Failure(what, server.tail(), f"The whole log: {log.relative_to(ROOT)}")
+            advice = "The system killed it, which usually means: not enough memory. " if died == -9 else ""
+            raise Failure(what, server.tail(), f"{advice}The whole log: {log.relative_to(ROOT)}")
     return code
 
 
@@ -780,8 +802,7 @@ def test(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
     environment.pop("COMFYUI_PATH", None)
     if setup.host:
         environment["COMFYUI_PATH"] = str(setup.host.root)
-    command = [str(setup.python), "-m", "pytest", *pytest_arguments]
-    return subprocess.call(command, cwd=ROOT, env=environment)
+    return call([setup.python, "-m", "pytest", *pytest_arguments], environment)
 
 
 def comfyui(options: argparse.Namespace, comfyui_arguments: list[str]) -> int:
@@ -850,7 +871,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl+C does: the server is stopped too
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+            signal.signal(getattr(signal, name), terminate)
     try:
         if options.command == "demo":
             named = ("prompt", "seed", "candidates")
