@@ -426,6 +426,38 @@ def test_the_server_is_stopped_whatever_happens(dev, fake, tmp_path):
     assert server.process.poll() is not None
 
 
+def test_the_log_is_shown_as_a_terminal_would(dev, fake, tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"first\r\n" + b"\x1b[32mcolour\x1b[0m\n" + b"bar 1%\rbar 2%\rbar 3%\n")
+    assert dev.Server(fake, 1, [], log).tail() == ["first", "colour", "bar 3%"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no POSIX signals")
+def test_a_stopped_program_may_clean_up(dev, tmp_path):
+    """As pytest does, with the servers of its tests."""
+    (tmp_path / "program.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n    print('running', flush=True); time.sleep(60)\n"
+        "finally:\n    print('cleaned up', flush=True)\n"
+    )
+    caller = (
+        "import importlib.util, signal, sys\n"
+        "spec = importlib.util.spec_from_file_location('dev', sys.argv[1])\n"
+        "sys.modules['dev'] = dev = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(dev)\n"
+        "signal.signal(signal.SIGTERM, dev.terminate)\n"
+        "dev.call([sys.executable, sys.argv[2]], dev.clean_environment())\n"
+    )
+    command = [sys.executable, "-c", caller, ROOT / "dev.py", tmp_path / "program.py"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert run.stdout.readline() == "running\n"
+    run.terminate()
+    assert run.stdout.read() == "cleaned up\n"
+    run.stdout.close()
+    run.wait()
+
+
 def test_a_server_that_does_not_start_shows_its_last_lines(dev, fake, tmp_path):
     with pytest.raises(dev.Failure) as caught, dev.Server(fake, dev.free_port(), ["--broken"], tmp_path / "log"):
         pass
