@@ -755,7 +755,7 @@ class Server:
     def tail(self) -> list[str]:
         if self.log is None:
             return []
-        text = self.log.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+        text = self.log.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
         plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
         return [line.split("\r")[-1] for line in plain.strip().split("\n")][-TAIL:]  # of a bar, its last state
 
