@@ -786,7 +786,7 @@ def demo(options: argparse.Namespace, client_arguments: list[str]) -> int:
         arguments = [*cpu_arguments(setup.python, only_cuda=True), *private_arguments(Path(home))]
         print("Starting ComfyUI ...", flush=True)
         with Server(setup, free_port(), [*arguments, "--disable-api-nodes"], log) as server:
-            client = [setup.python, "-m", "demo.client", "--url", server.url, "--output", OUTPUT]
+            client = [str(setup.python), "-m", "demo.client", "--url", server.url, "--output", str(OUTPUT)]
             code = call([*client, *client_arguments], clean_environment())
             died = server.process.poll() if server.process else None
         if code and code != 130:
