@@ -549,6 +549,9 @@ def tokenize_words(captions: list[str], length: int) -> torch.Tensor:
     return rows
 
 
+CHANGES = ("colour", "shape", "count", "size", "swap colours", "swap shapes", "drop", "add")
+
+
 def wrong_scene(scene, rng: np.random.Generator):
     """A hard negative: one thing about the scene changed, or two groups' colours or shapes swapped (NegCLIP).
 
@@ -561,9 +564,7 @@ def wrong_scene(scene, rng: np.random.Generator):
     while True:
         groups, relation = list(scene.groups), scene.relation
         i = int(rng.integers(len(groups)))
-        change = rng.choice(
-            ("colour", "shape", "count", "size", "swap colours", "swap shapes", "relation", "drop", "add")
-        )
+        change = "relation" if relation and rng.random() < 0.6 else str(rng.choice(CHANGES))  # relations come hardest
         if change == "colour":
             groups[i] = replace(groups[i], colour=str(rng.choice(list(COLOURS))))
         elif change == "shape":
@@ -572,7 +573,7 @@ def wrong_scene(scene, rng: np.random.Generator):
             groups[i] = replace(groups[i], count=int(np.clip(groups[i].count + rng.choice((-1, 1)), 1, MAX_OBJECTS)))
         elif change == "size" and groups[i].size:
             groups[i] = replace(groups[i], size=next(size for size in SIZES if size != groups[i].size))
-        elif change == "relation" and relation:
+        elif change == "relation":
             relation = MIRROR[relation] if rng.random() < 0.7 else str(rng.choice(RELATIONS))
         elif change == "drop" and len(groups) == 2:
             groups, relation = [groups[i]], None
@@ -593,50 +594,71 @@ def wrong_scene(scene, rng: np.random.Generator):
             return wrong
 
 
+FLAWS = ("drop", "extra", "two colours", "mixed", "cut", "touching", "stretched", "warped", "warped")
+
+
 def broken_picture(scene, rng: np.random.Generator) -> np.ndarray:
-    """A picture that fails as a generator's do: a shape missing, extra, half one colour, of mixed outline, cut."""
+    """A picture that fails as a generator's do: a shape missing or extra, of two colours, of mixed or bent outline."""
     from noise_search.demo import world
 
     items = world.place(scene, rng)
     i = int(rng.integers(len(items)))
-    flaw = rng.choice(("drop", "extra", "two colours", "mixed", "cut", "touching"))
-    item = items[i]
+    item, flaw = items[i], str(rng.choice(FLAWS))
+    half = world.SIZES[item.size] // 2
     if flaw == "drop" and len(items) > 1:
         return world.draw_items(items[:i] + items[i + 1 :])
     if flaw == "extra":
         other = world.place(world.sample_scene(rng, "single"), rng)[0]
-        copy_of = world.Item(item.shape, item.colour, other.size, other.x, other.y)
-        return world.draw_items([*items, copy_of if rng.random() < 0.5 else other])
+        twin = world.Item(item.shape, item.colour, other.size, other.x, other.y)
+        return world.draw_items([*items, twin if rng.random() < 0.5 else other])
     if flaw == "touching":
-        shift = world.SIZES[item.size] // 2
-        x = int(np.clip(item.x + rng.integers(-shift, shift + 1), 24, world.SIZE - 24))
-        y = int(np.clip(item.y + rng.integers(-shift, shift + 1), 24, world.SIZE - 24))
+        x, y = (int(v + rng.choice((-1, 1)) * rng.integers(half // 2, 2 * half)) for v in (item.x, item.y))
+        x, y = (int(np.clip(v, half, world.SIZE - half)) for v in (x, y))
         return world.draw_items([*items, world.Item(item.shape, item.colour, item.size, x, y)])
+
     picture = world.draw_items(items)
-    half = world.SIZES[item.size] // 2
-    window = picture[item.y - half : item.y + half, item.x - half : item.x + half]
-    if flaw == "cut":
-        background = np.float32(world.BACKGROUND) / 255
-        part = (slice(0, half), slice(None), slice(half, None))[rng.integers(3)]
-        window[part, slice(0, half) if rng.random() < 0.5 else slice(None)] = background
-        return picture
-    shape = str(rng.choice(world.SHAPES)) if flaw == "mixed" else item.shape
-    colour = str(rng.choice(list(world.COLOURS))) if flaw == "two colours" else item.colour
-    changed = world.draw_items([*items[:i], world.Item(shape, colour, item.size, item.x, item.y), *items[i + 1 :]])
-    if flaw == "mixed":
-        return (picture + changed) / 2
-    picture[item.y - half : item.y, item.x - half : item.x + half] = changed[
-        item.y - half : item.y, item.x - half : item.x + half
-    ]
+    window = (slice(item.y - half, item.y + half), slice(item.x - half, item.x + half))
+    if flaw in ("mixed", "two colours"):
+        shape = str(rng.choice([s for s in world.SHAPES if s != item.shape])) if flaw == "mixed" else item.shape
+        colour = item.colour if flaw == "mixed" else str(rng.choice([c for c in world.COLOURS if c != item.colour]))
+        changed = world.draw_items([*items[:i], world.Item(shape, colour, item.size, item.x, item.y), *items[i + 1 :]])
+        if flaw == "mixed":
+            return (picture + changed) / 2
+        top = (slice(item.y - half, item.y), window[1])
+        picture[top] = changed[top]
+    elif flaw == "stretched":
+        picture[window] = bend(picture[window], rng, stretch=rng.uniform(1.5, 2.2), warp=0)
+    elif flaw == "warped":
+        picture[window] = bend(picture[window], rng, stretch=1, warp=rng.uniform(0.12, 0.25))
+    else:
+        rows = (slice(0, half), slice(None), slice(half, None))[rng.integers(3)]
+        columns = slice(0, half) if rng.random() < 0.5 or rows == slice(None) else slice(None)
+        picture[window][rows, columns] = np.float32(world.BACKGROUND) / 255
     return picture
 
 
+def bend(window: np.ndarray, rng: np.random.Generator, stretch: float, warp: float) -> np.ndarray:
+    """Squeeze a square window to 1/`stretch` along one axis, and move its pixels smoothly by `warp` of its side."""
+    from scipy import ndimage
+
+    side = window.shape[0]
+    places = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij")).astype(np.float64)
+    axis = int(rng.integers(2))
+    places[axis] = (places[axis] - side / 2) * stretch + side / 2
+    if warp:
+        moves = rng.normal(0, warp * side, (2, 4, 4))
+        places += ndimage.zoom(moves, (1, side / 4, side / 4), order=1)
+    return np.stack([ndimage.map_coordinates(window[..., c], places, order=1, mode="nearest") for c in range(3)], -1)
+
+
 def roughen(pictures: torch.Tensor, latent: LinearLatent, generator: torch.Generator) -> torch.Tensor:
-    """Make half of the pictures look decoded (a noisy latent, back by the linear map), all slightly noisy."""
+    """Move all a little, make half look decoded (a noisy latent, back by the linear map), add noise and a tint."""
 
     def rand(*shape):
         return torch.rand(len(pictures), *shape, generator=generator)
 
+    moves = torch.randint(-4, 5, (len(pictures), 2), generator=generator).tolist()  # shapes keep 4 pixels to the edge
+    pictures = torch.stack([p.roll(move, (1, 2)) for p, move in zip(pictures, moves, strict=True)])
     z = latent.encode(pictures)
     z = z + torch.randn(z.shape, generator=generator) * rand(1, 1, 1) * 0.25
     out = torch.where(rand(1, 1, 1) < 0.5, latent.decode(z), pictures)
@@ -653,6 +675,7 @@ def train_verifier(args, latent: LinearLatent) -> None:
     torch.manual_seed(args.seed + 2)
     config = verifier_config()
     model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    torch.nn.init.normal_(model.visual.attnpool.positional_embedding, std=0.5)  # at 0.04 no relation is learnt
     model = model.to(args.device, memory_format=torch.channels_last)
     optimisers, average, step = Optimisers(model.named_parameters(), 1.5e-3, matrices=()), Average(model, 0.998), 0
     path = args.cache / "verifier.pt"
@@ -669,7 +692,7 @@ def train_verifier(args, latent: LinearLatent) -> None:
         scenes, _, pictures = batch_of_scenes(rng, 48)
         wrong = [wrong_scene(scene, rng) for scene in scenes]
         others = [world.draw_items(world.place(scene, rng)) for scene in wrong]
-        broken = [broken_picture(scene, rng) for scene in scenes[:32]]
+        broken = [broken_picture(scene, rng) for scene in scenes]
         more = [wrong_scene(scene, rng) for scene in scenes + wrong]  # captions without a picture
         pictures = torch.cat([pictures, torch.from_numpy(np.stack(others + broken)).permute(0, 3, 1, 2)])
         pictures = ((roughen(pictures, latent, torch_rng) - 0.5) / 0.5).to(memory_format=torch.channels_last)
@@ -711,7 +734,7 @@ def train_verifier(args, latent: LinearLatent) -> None:
     if history:
         loss, right = np.mean(history[-200:], 0)
         facts = {"loss": round(float(loss), 3), "picture_found": round(float(right), 3)}
-        note(args.weights, "verifier", steps=step, batch=128, minutes=round(clock.elapsed, 1), **facts)
+        note(args.weights, "verifier", steps=step, batch=144, minutes=round(clock.elapsed, 1), **facts)
 
 
 # --------------------------------------------------------------------------------------------------------------- main
