@@ -13,6 +13,8 @@ from typing import Any
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update"]
 FLAGS += ["--disable-background-networking", "--disable-sync"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# Nothing that a first-time visitor is greeted with, and nothing that lies over the canvas.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 READY = "window.app?.graph && window.app.extensionManager && document.querySelector('canvas')"
 
 
@@ -44,6 +46,7 @@ class FrontEnd:
 
     def __init__(self, running, url: str, width: int = 1600, height: int = 1000):
         self.page = running.new_page(viewport={"width": width, "height": height})
+        self.page.request.post(f"{url}/api/settings", data=SETTINGS)
         self.page.goto(url, timeout=180_000)
         self.page.wait_for_function(READY, timeout=180_000)
         self.page.wait_for_function("'SaveImage' in LiteGraph.registered_node_types", timeout=180_000)
