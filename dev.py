@@ -851,7 +851,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
         return command
 
     command = add("demo", "search the noise of the embedded model in a real ComfyUI", "")
-    command.add_argument("--prompt", help='for example "two small red circles above a large green star"')
+    command.add_argument("--prompt", help='for example "two red circles above a green star"')
     command.add_argument("--seed", type=int, help="seed of the stock image, the first candidate")
     command.add_argument("--candidates", type=int, help="how many noises to try")
     command = add("test", "run the tests; other arguments go to pytest", "[pytest arguments]")
