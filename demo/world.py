@@ -294,7 +294,7 @@ def sprite(shape: str, pixels: int) -> np.ndarray:
 
 def draw_items(items: list[Item]) -> np.ndarray:
     """Draw objects on the background: float32 [SIZE, SIZE, 3] in [0, 1]."""
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
+    picture: np.ndarray = np.empty((SIZE, SIZE, 3), np.float32)
     picture[:] = np.float32(BACKGROUND) / 255
     for item in items:
         mask = sprite(item.shape, SIZES[item.size])[..., None]

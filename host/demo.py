@@ -239,7 +239,7 @@ def check_latent(model, samples: torch.Tensor) -> None:
     """
     network = getattr(model.model, "diffusion_model", None)
     limit = getattr(network, "pos_embed_max_size", None)
-    if limit is None or getattr(network, "pos_embed", None) is None or getattr(samples, "is_nested", False):
+    if network is None or limit is None or getattr(network, "pos_embed", None) is None or samples.is_nested:
         return
     height, width = samples.shape[-2:]
     largest = limit * network.patch_size

@@ -43,7 +43,7 @@ def find_prompt(
     """
     search = _Search(prompt, output_names, input_types)
     link = search.inputs(str(node_id)).get(start)
-    if not _is_link(link):
+    if link is None or not _is_link(link):
         raise PromptNotFound(_message(f"nothing is linked to {start!r}", []))
     if start == "image":
         search.follow_images(link)
@@ -184,7 +184,9 @@ class _Search:
         if (chosen := self._switched(node_id)) is not None:
             return [links[chosen]] if chosen in links else []
         # `positive` goes on at `positive`, or at `positive_A` and `positive_B` where a node combines pairs.
-        same = [value for name, value in links.items() if name.lower() == slot or name.lower().startswith(f"{slot}_")]
+        same: list[Sequence[Any]] = [
+            value for name, value in links.items() if name.lower() == slot or name.lower().startswith(f"{slot}_")
+        ]
         if slot and same:
             return same
         return [value for name, value in links.items() if _polarity(name) == _polarity(slot)]

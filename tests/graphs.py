@@ -62,13 +62,13 @@ def searching(candidates: int, prompt: str = "", top_k: int = 1) -> dict[str, An
     }
 
 
-def fused(seed: int = 7, candidates: int = 4, prompt: str = "", top_k: int = 1, **sampler: Any) -> dict[str, Any]:
+def fused(seed: int = 16, candidates: int = 4, prompt: str = "", top_k: int = 1, **sampler: Any) -> dict[str, Any]:
     """A search by Search KSampler, its winner saved: nodes `search` and `save`."""
     search = node("NoiseSearchKSampler", **sampling(seed, **sampler), **searching(candidates, prompt, top_k))
     return base() | {"search": search, "save": save(["search", 1])}
 
 
-def fused_advanced(seed: int = 7, candidates: int = 4, **sampler: Any) -> dict[str, Any]:
+def fused_advanced(seed: int = 16, candidates: int = 4, **sampler: Any) -> dict[str, Any]:
     """The same by Search Sampler (Advanced)."""
     search = node(
         "NoiseSearchSamplerAdvanced",
@@ -82,7 +82,7 @@ def fused_advanced(seed: int = 7, candidates: int = 4, **sampler: Any) -> dict[s
     return base() | schedule(**sampler) | {"search": search, "save": save(["search", 1])}
 
 
-def native(seed: int = 7, candidates: int = 4, k: int = 1) -> dict[str, Any]:
+def native(seed: int = 16, candidates: int = 4, k: int = 1) -> dict[str, Any]:
     """The same search in the graph, with the stock KSampler: nodes `noises`, `sample`, `decode`, `score`, `best`."""
     return base() | {
         "noises": node("NoiseSearchCandidates", seed=seed, count=candidates, angle=18.0),
@@ -94,7 +94,7 @@ def native(seed: int = 7, candidates: int = 4, k: int = 1) -> dict[str, Any]:
     }
 
 
-def native_advanced(seed: int = 7, candidates: int = 4) -> dict[str, Any]:
+def native_advanced(seed: int = 16, candidates: int = 4) -> dict[str, Any]:
     """The same search in the graph, with the stock SamplerCustomAdvanced."""
     sample = node(
         "SamplerCustomAdvanced",
@@ -107,7 +107,7 @@ def native_advanced(seed: int = 7, candidates: int = 4) -> dict[str, Any]:
     return native(seed, candidates) | schedule() | {"sample": sample}
 
 
-def stock(seed: int = 7, **sampler: Any) -> dict[str, Any]:
+def stock(seed: int = 16, **sampler: Any) -> dict[str, Any]:
     """The stock KSampler: nodes `sample`, `decode` and `save`."""
     return base() | {
         "sample": node("KSampler", **sampling(seed, **sampler)),
@@ -116,7 +116,7 @@ def stock(seed: int = 7, **sampler: Any) -> dict[str, Any]:
     }
 
 
-def stock_advanced(seed: int = 7, **sampler: Any) -> dict[str, Any]:
+def stock_advanced(seed: int = 16, **sampler: Any) -> dict[str, Any]:
     """The stock SamplerCustomAdvanced."""
     sample = native_advanced()["sample"]
     sample["inputs"]["noise"] = ["noise", 0]
