@@ -58,7 +58,8 @@ class SearchProgress:
         preview = None
         if best is not None:
             self.has_best = True
-            preview = ("JPEG", to_pil(best), PREVIEW_SIZE)
+            # ComfyUI would enlarge a smaller one.
+            preview = ("JPEG", to_pil(best), min(PREVIEW_SIZE, max(best.shape[:2])))
         self._show(self.done * self.steps, preview)
         self.console.set_postfix_str(text)
         send_text(text, self.node_id)

@@ -26,8 +26,8 @@ from PIL import Image
 
 PACK = Path(__file__).resolve().parents[1]
 FOLDER = "noise-search"  # the pack's folder in custom_nodes
-START_SECONDS = 300
-RUN_SECONDS = 300
+START_SECONDS = 600
+RUN_SECONDS = 900
 END_EVENTS = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 PREVIEW_EVENTS = (1, 4)  # without and with metadata in front
 TEXT_EVENT = 3

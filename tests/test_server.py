@@ -161,6 +161,9 @@ class TestProgress:
         kinds = [message.type for message in watched.messages]
         assert "preview" in kinds[: max(index for index, kind in enumerate(kinds) if kind == "progress")]
 
+    def test_a_preview_is_not_enlarged(self, watched):
+        assert watched.of_type("preview")[-1].size == (128, 128)
+
     def test_the_last_preview_is_the_winner(self, watched, server):
         shown = np.asarray(watched.of_type("preview")[-1].convert("RGB").resize((128, 128)), dtype=float)
         winner = np.asarray(server.images(watched, "save")[0], dtype=float)
