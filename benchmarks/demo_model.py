@@ -5,7 +5,7 @@
 On held-out prompts (no meaning of theirs was trained on) times seeds: the share of pictures that show exactly what
 was asked, for one sample and for the best of N by the learned verifier and by the oracle. Sampling is ComfyUI's own
 (`comfy.sample.sample`), the seeds of a prompt in one batch. Best of N is averaged over disjoint sets of N seeds; the
-95 % interval is from a bootstrap over prompts. About 15 minutes on two cores.
+95 % interval is from a bootstrap over prompts. About 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import _pack  # noqa: F401  makes `noise_search` importable
+import _pack  # makes `noise_search` importable
 import numpy as np
 import torch
 
@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--sampler", default="euler")
     parser.add_argument("--scheduler", default="simple")
-    parser.add_argument("--json", type=Path, default=Path("demo_model.json"), help="where the figures go")
+    parser.add_argument("--json", type=Path, default=_pack.ROOT / ".cache" / "demo_model.json", help="figures")
     options = parser.parse_args()
 
     started = time.time()
@@ -168,6 +168,7 @@ def main() -> int:
         "verdicts": verdicts.astype(int).tolist(),
         "scores": scores.round(4).tolist(),
     }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(record) + "\n")
     return 0 if all(kept for _, kept in promises) else 1
 
