@@ -87,8 +87,8 @@ def rejection(answer: dict[str, Any]) -> str:
 async def watch(messages: aiohttp.ClientWebSocketResponse, prompt_id: str) -> None:
     """One bar for the search, until the workflow has ended. Raises DemoError with the node's error."""
     bar = Bar("Searching ")
-    text = "loading the model"
-    bar.update(0.0, text)
+    bar.update(0.0, "loading the model")
+    text = ""
     try:
         async for message in messages:
             if message.type == aiohttp.WSMsgType.BINARY and bar.tty:
