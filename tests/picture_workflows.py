@@ -45,7 +45,7 @@ def main() -> None:
             page.page.wait_for_timeout(3000)
             while any(server.get("/queue").values()):
                 page.page.wait_for_timeout(1000)
-            page.page.wait_for_timeout(2000)  # the last messages
+            page.page.wait_for_timeout(9000)  # the last messages, and until the notice of the end is gone
             save(photograph(page), file.with_suffix(".jpg"))
             page.page.close()
 
