@@ -9,8 +9,9 @@ The first run makes .venv and fetches ComfyUI into .comfyui (about 6 GB, mostly 
 start at once. Every run checks what is there and repairs what an interrupted one left behind.
 
 Environment:
-    COMFYUI_PATH     use this ComfyUI folder; none is fetched, and nothing is written into it
-    COMFYUI_PYTHON   the Python to run it with; then .venv is not made and nothing is installed at all
+    COMFYUI_PATH     use this ComfyUI folder, and fetch none. `comfyui` runs it as it is, with its models and
+                     settings; `demo` and `test` keep all they read and write elsewhere
+    COMFYUI_PYTHON   the Python to run that ComfyUI with; then .venv is not made and nothing is installed at all
     PIP_INDEX_URL and pip's other settings apply: an index with CPU-only builds of PyTorch saves 4 GB.
 """
 
