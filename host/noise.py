@@ -44,16 +44,19 @@ class RecipeNoise:
         self.seed = self.recipes[0].seed
 
     def generate_noise(self, latent: Mapping[str, Any]) -> Any:
-        if len(self.recipes) == 1:
-            return generate(self.recipes[0], latent)
-        rows = [generate(recipe, latent) for recipe in self.recipes]
-        items = latent["samples"].shape[0]
-        if len(rows) != items:
+        recipes = self.recipes
+        if len(recipes) > 1:  # one per item: a recipe that names no batch makes a single one
+            recipes = tuple(recipe if recipe.batch is not None else recipe.for_batch(1) for recipe in recipes)
+        noises = [generate(recipe, latent) for recipe in recipes]
+        if len(noises) == 1 and noises[0].is_nested:
+            return noises[0]
+        made, items = sum(noise.shape[0] for noise in noises), latent["samples"].shape[0]
+        if made != items:
             raise ValueError(
-                f"the recipe makes a batch of {len(rows)} noises, but the latent has {items} items. "
-                f"Connect a latent with a batch size of {len(rows)}."
+                f"the recipe makes a batch of {made} noises, but the latent has {items} items. "
+                f"Connect a latent with a batch size of {made}."
             )
-        return torch.cat(rows)
+        return torch.cat(noises) if len(noises) > 1 else noises[0]
 
 
 class NearNoise:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.sd1_clip
+import numpy as np
 import torch
 
 from ..search.log import Candidate, Pool, SearchLog
@@ -61,7 +65,14 @@ def verifier_prompt(typed: str, verifier: HostedVerifier, graph: Graph, start: s
     if not verifier.needs_prompt:
         return "", "none needed"
     found = find_prompt(graph.prompt or {}, str(graph.node_id), start, host_output_names, host_input_types)
-    return found.text, found.source
+    return plain_text(found.text), found.source
+
+
+def plain_text(text: str) -> str:
+    """A ComfyUI prompt as a person reads it: without the weights in "(cat:1.2)" and without "embedding:name"."""
+    parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
+    text = comfy.sd1_clip.unescape_important("".join(part for part, _ in parts))
+    return re.sub(r"\bembedding:\S+", "", text).strip()
 
 
 def comfyui_version() -> str:
@@ -140,7 +151,11 @@ def collect(pool: Pool, sampling: Sampling) -> SearchResult:
 
 
 def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
-    """Puts the winner's recipe where ComfyUI's image savers find it: in the PNG's text, beside the workflow."""
+    """Puts the winner's recipe where ComfyUI's image savers find it: in the PNG's text, beside the workflow.
+
+    ComfyUI writes it into every picture that is saved after the search, so `sha256` says which one is meant: that of
+    the winner's 8-bit RGB pixels, one per image. A node that runs several times in one prompt adds an entry each time.
+    """
     if graph.extra_pnginfo is None or graph.node_id is None:
         return
     entry = {
@@ -148,5 +163,13 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
         "seed": result.seed,
         "score": [winner["score"] for winner in result.log.to_dict()["winners"]],
         "prompt": prompt,
+        "sha256": [pixels_sha256(image) for image in result.image],
     }
-    graph.extra_pnginfo[METADATA_KEY] = {**graph.extra_pnginfo.get(METADATA_KEY, {}), graph.node_id: entry}
+    searches = graph.extra_pnginfo.get(METADATA_KEY, {})
+    graph.extra_pnginfo[METADATA_KEY] = {**searches, graph.node_id: [*searches.get(graph.node_id, []), entry]}
+
+
+def pixels_sha256(image: torch.Tensor) -> str:
+    """SHA-256 of an image [H, W, C] as ComfyUI's savers write it: 8 bits a channel, rounded down."""
+    pixels = np.clip(255.0 * image.float().cpu().numpy(), 0, 255).astype(np.uint8)
+    return hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,8 @@ from ..search.aggregate import Aggregator, check_values, order
 from .engine import check_pixels, join_rows, take_row
 from .noise import RecipeNoise, recipes_of
 from .verifier import HostedVerifier
+
+log_to_console = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,13 @@ class Scores:
     def flat(self) -> list[float]:
         """Every score, candidate by candidate and within one item by item."""
         return torch.stack([self.row(row) for row in range(self.values.shape[1])], dim=1).flatten().tolist()
+
+    def summary(self) -> str:
+        """One line for the node: the best score of all images and the median."""
+        values = self.flat()
+        best = max(range(len(values)), key=values.__getitem__)
+        candidate = best // self.values.shape[1]
+        return f"best {values[best]:.4g} (candidate {candidate}) · median {statistics.median(values):.4g}"
 
 
 def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, prompts: Sequence[str]) -> Scores:
@@ -88,13 +99,26 @@ def select(
             raise ValueError(
                 f"{len(items)} {name}s for {count} scores: connect the same list that was scored to '{name}'"
             )
+    if count == 1 and rows > 1:
+        log_to_console.warning(
+            "Noise Search: Best-of-N got one candidate of %d images, so there is nothing to choose. Each item of a "
+            "batch keeps its own best among several candidates: make these with Noise Candidates.",
+            rows,
+        )
+    for latent in latents or ():
+        items = latent["samples"].unbind()[0] if latent["samples"].is_nested else latent["samples"]
+        if items.shape[0] != rows:
+            raise ValueError(
+                f"a candidate has {rows} images and a latent of {items.shape[0]} items. These are the frames of a "
+                f"video, or another latent: search videos with Search KSampler, which keeps their frames together."
+            )
     ranks = list(zip(*(order(scores.row(row)) for row in range(rows)), strict=True))  # [rank][row] -> candidate
     table = [scores.row(row) for row in range(rows)]
     best = ranks[:k]
     return Selection(
         images=[gather_images(images, rank) for rank in best] if images is not None else [],
         latents=[gather_latents(latents, rank) for rank in best] if latents is not None else [],
-        noises=[gather_noises(noises, rank) for rank in best] if noises is not None else [],
+        noises=[gather_noises(noises, rank, latents) for rank in best] if noises is not None else [],
         scores=[float(table[row][index]) for rank in best for row, index in enumerate(rank)],
         indices=[index for rank in best for index in rank],
         rejects=[gather_images(images, rank) for rank in ranks[k:]] if images is not None else [],
@@ -122,10 +146,15 @@ def gather_latents(latents: Sequence[dict[str, Any]], rank: Sequence[int]) -> di
     }
 
 
-def gather_noises(noises: Sequence[Any], rank: Sequence[int]) -> Any:
-    """One NOISE: the candidate's own, or for a batch the noise of every row's own winner."""
+def gather_noises(noises: Sequence[Any], rank: Sequence[int], latents: Sequence[dict[str, Any]] | None = None) -> Any:
+    """One NOISE: the candidate's own, or for a batch the noise of every row's own winner.
+
+    The noise of a row depends on the `batch_index` of the latent it was sampled with, so that is read from `latents`.
+    """
     if len(rank) == 1:
         return noises[rank[0]]
+    batch_index = latents[0].get("batch_index") if latents else None
+    drawn = None if batch_index is None else tuple(int(i) for i in batch_index)
     recipes = []
     for row, index in enumerate(rank):
         known = recipes_of(noises[index])
@@ -134,5 +163,5 @@ def gather_noises(noises: Sequence[Any], rank: Sequence[int]) -> Any:
                 "the winners of a batch come from different noises, and these do not say how they were made: "
                 "use Noise Candidates or RandomNoise, or select from single images"
             )
-        recipes.append(known[0].for_batch(len(rank)).for_row(row))
+        recipes.append(known[0].for_batch(len(rank), drawn).for_row(row))
     return RecipeNoise(recipes)

@@ -94,7 +94,7 @@ class VerifierScore(io.ComfyNode):
         if not any(text.strip() for text in prompt):
             prompt = [verifier_prompt("", verifier[0], graph, "image")[0]]
         scores = score_images(image, verifier[0], prompt)
-        send_text(", ".join(f"{score:.4g}" for score in scores.flat()), graph.node_id)
+        send_text(scores.summary(), graph.node_id)
         shown = [ui.PreviewImage(batch, cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
         return io.NodeOutput(scores, scores.flat(), ui={"images": [entry for batch in shown for entry in batch]})
 

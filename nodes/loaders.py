@@ -30,8 +30,8 @@ class CLIPScore(io.ComfyNode):
                     "precision",
                     options=["auto", "fp32", "fp16", "bf16"],
                     default="auto",
-                    tooltip="How the towers compute; the similarity itself is always fp32. Auto: fp16 on a GPU that is "
-                    "good at it, else fp32.",
+                    tooltip="How the towers compute; the similarity itself is always fp32. Auto: what the GPU is good "
+                    "at (fp16, else bf16), fp32 on the CPU.",
                 ),
                 io.String.Input(
                     "architecture",

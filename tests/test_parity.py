@@ -113,6 +113,15 @@ def test_a_winning_batch_is_made_again_from_its_recipe(demo, brightness):
     for row in range(3):
         seed = result.log.best(row).recipe.seed
         assert torch.equal(noise[row : row + 1], Recipe.from_seed(seed).noise((3, 16, 8, 8))[row : row + 1])
+    guider = comfy.samplers.CFGGuider(demo.model)
+    guider.set_conds(demo.positive, demo.negative)
+    guider.set_cfg(CFG)
+    sampler = comfy.samplers.sampler_object("euler")
+    with torch.inference_mode():
+        out = nodes_custom_sampler.SamplerCustomAdvanced.execute(
+            result.noise, guider, sampler, sampling.sigmas, empty(3)
+        )
+    assert torch.equal(result.latent["samples"], out.args[0]["samples"])
 
 
 def test_a_search_can_be_repeated_with_the_same_sampling(demo, brightness):

@@ -130,3 +130,32 @@ def test_a_recipe_for_a_batch_refuses_another_batch_size():
     noise = RecipeNoise([Recipe.from_seed(1), Recipe.from_seed(2)])
     with pytest.raises(ValueError, match="a batch of 2 noises, but the latent has 3 items"):
         noise.generate_noise({"samples": torch.zeros(3, 4, 2, 2)})
+
+
+@pytest.mark.parametrize("recipe", [Recipe(5, batch=3), Recipe(5, row=2, batch=4)])
+def test_one_recipe_refuses_a_latent_of_another_size(recipe):
+    with pytest.raises(ValueError, match="Connect a latent with a batch size of"):
+        RecipeNoise([recipe]).generate_noise({"samples": torch.zeros(2, 4, 2, 2)})
+
+
+def test_the_noise_of_a_selected_batch_follows_the_latents_batch_index():
+    noises, _ = candidates(7, 2)
+    latent = {"samples": torch.zeros(2, 4, 3, 3), "batch_index": [1, 3]}
+    noise = select(scores([0.0, 5.0], [9.0, 1.0]), 1, None, [latent] * 2, noises).noises[0].generate_noise(latent)
+    assert torch.equal(noise[0], noises[1].generate_noise(latent)[0])
+    assert torch.equal(noise[1], noises[0].generate_noise(latent)[1])
+
+
+def test_the_frames_of_a_video_are_not_mixed():
+    video = {"samples": torch.zeros(1, 16, 2, 4, 4)}
+    with pytest.raises(ValueError, match="has 3 images and a latent of 1 items.*search videos with Search KSampler"):
+        select(scores([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), 1, latents=[video, video])
+
+
+def test_a_list_of_seeds_makes_one_noise_each():
+    noise = RecipeNoise([Recipe.from_seed(1), Recipe.from_seed(2)]).generate_noise({"samples": torch.zeros(2, 4, 2, 2)})
+    assert torch.equal(noise, torch.cat([Recipe.from_seed(seed).noise((1, 4, 2, 2)) for seed in (1, 2)]))
+
+
+def test_the_summary_names_the_best_candidate_and_the_median():
+    assert scores([0.25], [0.75], [0.5]).summary() == "best 0.75 (candidate 1) · median 0.5"

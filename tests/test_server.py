@@ -86,7 +86,7 @@ class TestTwoWays:
         run = server.run(graphs.fused_advanced(candidates=6))
         [picture] = server.images(run, "save")
         again = graphs.stock_advanced()
-        recipe = json.loads(picture.text["noise_search"])["search"]["recipe"]
+        recipe = json.loads(picture.text["noise_search"])["search"][0]["recipe"]
         again["noise"] = node("NoiseSearchNoiseFromRecipe", recipe=recipe)
         assert np.array_equal(np.asarray(picture), pixels(server, again))
 
@@ -179,7 +179,7 @@ class TestProgress:
 @pytest.fixture(scope="module")
 def cancelled(server):
     """A long search that is interrupted in its second candidate; `seen` counts the steps told until then."""
-    prompt = graphs.fused(seed=50, candidates=64, steps=20)
+    prompt = graphs.fused(seed=50, candidates=8, steps=20)
     prompt["latent"]["inputs"]["batch_size"] = 16  # slow steps, so that the count below is sharp
     seen = []
     once = threading.Event()
