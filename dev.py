@@ -41,6 +41,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+OLDEST_PYTHON = (3, 10)
+if sys.version_info < OLDEST_PYTHON:
+    sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0])
+
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 HOSTS = ROOT / ".comfyui"
@@ -61,7 +65,6 @@ HOST_RELEASES = {  # ComfyUI version -> version of the source distribution, its 
 DEFAULT_HOST = "0.30.0"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching set of binaries
 
-OLDEST_PYTHON = (3, 10)
 START_SECONDS = 300  # a first start compiles every module of ComfyUI
 STOP_SECONDS = 10
 TAIL = 20  # lines of output shown with a failure
@@ -871,9 +874,6 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parse(arguments)
-    if sys.version_info < OLDEST_PYTHON:
-        print(f"Python {'.'.join(map(str, OLDEST_PYTHON))} or newer is needed, this is {sys.version.split()[0]}.")
-        return 2
     for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl+C does: the server is stopped too
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:
             signal.signal(getattr(signal, name), terminate)
