@@ -125,7 +125,7 @@ class TestReport:
 def entry(server):
     """What the text of a saved winner says of the search."""
     run = server.run(graphs.fused(candidates=3))
-    return json.loads(server.images(run, "save")[0].text["noise_search"])["search"]
+    return json.loads(server.images(run, "save")[0].text["noise_search"])["search"][0]
 
 
 class TestMetadata:
