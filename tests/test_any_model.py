@@ -1,0 +1,454 @@
+"""Whatever ComfyUI can sample, a search of one candidate is the stock sampler, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("comfy")
+
+import comfy.hooks
+import comfy.samplers
+import comfy.utils
+import tiny_models
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_video_model
+from noise_search.host.sampling import Sampling
+from noise_search.host.search import Graph, search
+
+import nodes as comfy_nodes
+
+STEPS, SEED = 3, 40
+SAMPLER, SCHEDULER = "dpmpp_2m_sde", "simple"  # remembers earlier steps and draws noise of its own
+SIDE = 64  # pixels of the picture that belongs to a latent of 8x8
+
+MODELS = tuple(tiny_models.BUILDERS)
+UNETS = ("sd15", "sd15_v", "sdxl")
+ONE_TENSOR = tuple(name for name in MODELS if name != "ltxav")  # ComfyUI samples several as one flat row, without areas
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What goes into a sampler node."""
+
+    model: Any
+    positive: list
+    negative: list
+    latent: dict[str, Any]
+    cfg: float
+    denoise: float = 1.0
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something that a workflow adds: `add` to a setup of that batch, with an image in the latent or an empty one."""
+
+    add: Callable[[Setup, tiny_models.TinyModel], Setup]
+    models: tuple[str, ...] = MODELS
+    batch: int = 1
+    image: bool = False
+
+
+def setup_of(tiny: tiny_models.TinyModel, batch: int = 1, image: bool = False) -> Setup:
+    latent = tiny.latent(batch, seed=7 if image else None)
+    return Setup(tiny.model, tiny.conditioning(1), tiny.conditioning(2), latent, tiny.cfg)
+
+
+def with_lora(setup, tiny):
+    return dataclasses.replace(setup, model=tiny.with_lora())
+
+
+def with_hooks(setup, tiny):
+    """A LoRA that is there for the positive prompt only, and only in the later half of the steps."""
+    hooks = comfy.hooks.create_hook_lora(lora=tiny.lora(), strength_model=1.0, strength_clip=0.0)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    for strength, start in ((0.0, 0.0), (1.0, 0.5)):
+        keyframes.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=start))
+    hooks.set_keyframes_on_hooks(keyframes)
+    return dataclasses.replace(setup, positive=comfy.hooks.set_hooks_for_conditioning(setup.positive, hooks))
+
+
+def with_controlnet(setup, tiny):
+    hint = torch.rand(1, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(3))
+    positive, negative = comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(
+        setup.positive, setup.negative, tiny_models.unet_controlnet(tiny.name), hint, 1.0, 0.0, 1.0
+    )
+    return dataclasses.replace(setup, positive=positive, negative=negative)
+
+
+def with_mask(setup, tiny):
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, 16:48, 16:48] = 1
+    latent = comfy_nodes.SetLatentNoiseMask().set_mask(setup.latent, mask)[0]
+    return dataclasses.replace(setup, latent=latent)
+
+
+def with_areas(setup, tiny):
+    """One prompt for the left half and one for the lower, which for a video is the later half too."""
+    if len(tiny.shapes[0]) == 4:
+        node = nodes_video_model.ConditioningSetAreaPercentageVideo()
+        left = node.append(tiny.conditioning(3), 0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0)[0]
+        low = node.append(tiny.conditioning(4), 1.0, 0.5, 0.5, 0.0, 0.5, 0.5, 0.7)[0]
+    else:
+        left = comfy_nodes.ConditioningSetArea().append(tiny.conditioning(3), SIDE // 2, SIDE, 0, 0, 1.0)[0]
+        low = comfy_nodes.ConditioningSetAreaPercentage().append(tiny.conditioning(4), 1.0, 0.5, 0.0, 0.5, 0.7)[0]
+    return dataclasses.replace(setup, positive=setup.positive + left + low)
+
+
+def with_masked_conditioning(setup, tiny):
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, :, 32:] = 1
+    right = comfy_nodes.ConditioningSetMask().append(tiny.conditioning(3), mask, "default", 1.0)[0]
+    return dataclasses.replace(setup, positive=setup.positive + right)
+
+
+def with_one_conditioning_per_row(setup, tiny):
+    return dataclasses.replace(setup, positive=tiny.conditioning(1, rows=2), negative=tiny.conditioning(2, rows=2))
+
+
+def with_denoise(setup, tiny):
+    return dataclasses.replace(setup, denoise=0.5)
+
+
+def with_model_sampling(setup, tiny):
+    if tiny.name in UNETS:
+        model = nodes_model_advanced.ModelSamplingDiscrete().patch(setup.model, "v_prediction", True)[0]
+    else:
+        model = nodes_model_advanced.ModelSamplingSD3().patch(setup.model, 5.0)[0]
+    return dataclasses.replace(setup, model=model)
+
+
+def with_cfg_function(setup, tiny):
+    """What RescaleCFG and its like do: a function of both predictions that rides on the MODEL."""
+    model = setup.model.clone()
+    model.set_model_sampler_post_cfg_function(lambda values: 0.9 * values["denoised"])
+    return dataclasses.replace(setup, model=model)
+
+
+FEATURES = {
+    "LoRA": Feature(with_lora),
+    "hooks": Feature(with_hooks),
+    "ControlNet": Feature(with_controlnet, UNETS),
+    "inpaint mask": Feature(with_mask, image=True),
+    "areas": Feature(with_areas, ONE_TENSOR),
+    "masked conditioning": Feature(with_masked_conditioning, ONE_TENSOR),
+    "one conditioning per row": Feature(with_one_conditioning_per_row, batch=2),
+    "denoise": Feature(with_denoise, image=True),
+    "model sampling": Feature(with_model_sampling),
+    "CFG function": Feature(with_cfg_function),
+}
+NOTHING_ADDED = Feature(lambda setup, tiny: setup)
+BATCH_OF_2 = dataclasses.replace(NOTHING_ADDED, batch=2)
+
+with_every_feature = pytest.mark.parametrize(
+    ("name", "feature"),
+    [
+        pytest.param(model, feature, id=f"{model}-{label}")
+        for label, feature in FEATURES.items()
+        for model in feature.models
+    ],
+)
+with_every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def made(name: str, feature: Feature = NOTHING_ADDED) -> Setup:
+    tiny = tiny_models.BUILDERS[name]()
+    return feature.add(setup_of(tiny, feature.batch, feature.image), tiny)
+
+
+class AnyVae:
+    """Decodes pictures and videos to their channels' mean, a grey pixel for each of the latent."""
+
+    def decode(self, samples):
+        level = samples.float().mean(dim=1)
+        return (0.5 + 0.5 * level / (1 + level.abs()))[..., None].expand(*level.shape, 3)
+
+
+class Likes:
+    """A verifier without weights that likes these images or videos [frames, H, W, 3] most."""
+
+    members = ("likeness",)
+    needs_prompt = False
+    usual_range = (-1.0, 0.0)
+
+    def __init__(self, liked):
+        self.liked = liked
+
+    def score(self, images, prompts):
+        distances = torch.stack([(images - image).abs().mean(dim=(1, 2, 3)) for image in self.liked])
+        return -distances.amin(dim=0).reshape(-1, 1)
+
+
+def parts(samples) -> list[torch.Tensor]:
+    return list(samples.unbind()) if samples.is_nested else [samples]
+
+
+def equal(ours, stock) -> bool:
+    return len(parts(ours)) == len(parts(stock)) and all(
+        torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(parts(ours), parts(stock), strict=True)
+    )
+
+
+def assert_same_latent(ours: dict, stock: dict) -> None:
+    assert ours["samples"].is_nested == stock["samples"].is_nested
+    assert equal(ours["samples"], stock["samples"])
+    assert set(ours) == set(stock)
+
+
+def decoded(samples) -> torch.Tensor:
+    """[rows, frames, H, W, 3] of a batch."""
+    images = AnyVae().decode(parts(samples)[0])
+    return images if images.ndim == 5 else images[:, None]
+
+
+@torch.inference_mode()
+def stock_ksampler(setup: Setup, seed: int = SEED) -> dict:
+    return comfy_nodes.common_ksampler(
+        setup.model, seed, STEPS, setup.cfg, SAMPLER, SCHEDULER,
+        setup.positive, setup.negative, dict(setup.latent), setup.denoise,
+    )[0]  # fmt: skip
+
+
+@cache
+def stock(name: str, feature: Feature = NOTHING_ADDED, seed: int = SEED) -> dict:
+    return stock_ksampler(made(name, feature), seed)
+
+
+def sampling_of(setup: Setup) -> Sampling:
+    return Sampling.ksampler(
+        setup.model, STEPS, setup.cfg, SAMPLER, SCHEDULER,
+        setup.positive, setup.negative, dict(setup.latent), setup.denoise,
+    )  # fmt: skip
+
+
+def sigmas_of(setup: Setup) -> torch.Tensor:
+    return comfy.samplers.KSampler(setup.model, STEPS, "cpu", SAMPLER, SCHEDULER, setup.denoise).sigmas
+
+
+@torch.inference_mode()
+def stock_advanced(guider, sigmas, latent, noise=None) -> tuple[dict, dict]:
+    noise = noise or nodes_custom_sampler.Noise_RandomNoise(SEED)
+    sampler = comfy.samplers.sampler_object(SAMPLER)
+    return nodes_custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, dict(latent)).args
+
+
+def advanced_sampling(guider, sigmas, latent) -> Sampling:
+    return Sampling.advanced(guider, comfy.samplers.sampler_object(SAMPLER), sigmas, dict(latent))
+
+
+@torch.inference_mode()
+def searched(sampling: Sampling, verifier, candidates: int = 1):
+    return search(lambda: sampling, AnyVae(), verifier, SEED, candidates, "", 1, Graph(), "positive")
+
+
+def cfg_guider(setup: Setup):
+    return nodes_custom_sampler.CFGGuider.execute(setup.model, setup.positive, setup.negative, setup.cfg).args[0]
+
+
+def basic_guider(setup: Setup):
+    return nodes_custom_sampler.BasicGuider.execute(setup.model, setup.positive).args[0]
+
+
+def dual_cfg_guider(setup: Setup):
+    middle = [[setup.positive[0][0].flip(1), setup.positive[0][1]]]
+    return nodes_custom_sampler.DualCFGGuider.execute(
+        setup.model, setup.positive, middle, setup.negative, 3.0, 2.0, "regular"
+    ).args[0]
+
+
+GUIDERS = {"BasicGuider": basic_guider, "CFGGuider": cfg_guider, "DualCFGGuider": dual_cfg_guider}
+
+
+@with_every_model
+def test_search_ksampler_is_the_ksampler(brightness, name):
+    ours = searched(sampling_of(made(name)), brightness)
+    assert_same_latent(ours.latent, stock(name))
+
+
+@with_every_feature
+def test_search_ksampler_is_the_ksampler_with(brightness, name, feature):
+    ours = searched(sampling_of(made(name, feature)), brightness)
+    assert_same_latent(ours.latent, stock(name, feature))
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+@with_every_model
+def test_search_sampler_advanced_is_sampler_custom_advanced(brightness, name, guider):
+    setup = made(name)
+    sigmas = sigmas_of(setup)
+    ours = searched(advanced_sampling(GUIDERS[guider](setup), sigmas, setup.latent), brightness)
+    latent, denoised = stock_advanced(GUIDERS[guider](made(name)), sigmas, setup.latent)
+    assert_same_latent(ours.latent, latent)
+    assert_same_latent(ours.denoised, denoised)
+
+
+@with_every_feature
+def test_search_sampler_advanced_is_sampler_custom_advanced_with(brightness, name, feature):
+    setup = made(name, feature)
+    sigmas = sigmas_of(setup)
+    ours = searched(advanced_sampling(cfg_guider(setup), sigmas, setup.latent), brightness)
+    latent, denoised = stock_advanced(cfg_guider(made(name, feature)), sigmas, setup.latent)
+    assert_same_latent(ours.latent, latent)
+    assert_same_latent(ours.denoised, denoised)
+
+
+@with_every_model
+def test_start_and_end_steps_are_those_of_the_stock_advanced_ksampler(brightness, name):
+    setup = made(name)
+    with torch.inference_mode():
+        expected = comfy_nodes.KSamplerAdvanced().sample(
+            setup.model, "enable", SEED, STEPS + 2, setup.cfg, SAMPLER, SCHEDULER,
+            setup.positive, setup.negative, dict(setup.latent), 1, 4, "enable",
+        )[0]  # fmt: skip
+    sigmas = comfy.samplers.KSampler(setup.model, STEPS + 2, "cpu", SAMPLER, SCHEDULER).sigmas
+    high = nodes_custom_sampler.SplitSigmas.execute(sigmas, 4).args[0]
+    low = nodes_custom_sampler.SplitSigmas.execute(high, 1).args[1]
+    ours = searched(advanced_sampling(cfg_guider(setup), low, setup.latent), brightness)
+    assert_same_latent(ours.latent, expected)
+
+
+@with_every_model
+def test_a_later_candidate_is_the_ksampler_with_a_later_seed(name):
+    second = stock(name, seed=SEED + 1)["samples"]
+    result = searched(sampling_of(made(name)), Likes(decoded(second)), candidates=3)
+    assert equal(result.latent["samples"], second)
+
+
+@with_every_feature
+def test_a_later_candidate_is_the_ksampler_with_a_later_seed_and_with(name, feature):
+    second = stock(name, feature, SEED + 1)["samples"]
+    result = searched(sampling_of(made(name, feature)), Likes(decoded(second)), candidates=3)
+    assert equal(result.latent["samples"], second)
+
+
+@with_every_model
+def test_the_seed_of_the_winner_is_told(name):
+    second = stock(name, seed=SEED + 1)["samples"]
+    assert searched(sampling_of(made(name)), Likes(decoded(second)), candidates=3).seed == SEED + 1
+
+
+@with_every_model
+def test_the_noise_of_the_winner_makes_it_again(brightness, name):
+    setup = made(name)
+    sigmas = sigmas_of(setup)
+    result = searched(advanced_sampling(cfg_guider(setup), sigmas, setup.latent), brightness, candidates=3)
+    again = stock_advanced(cfg_guider(setup), sigmas, setup.latent, result.noise)
+    assert equal(result.latent["samples"], again[0]["samples"])
+
+
+@with_every_model
+def test_every_row_of_a_batch_keeps_its_own_best(brightness, name):
+    setup = made(name, BATCH_OF_2)
+    result = searched(sampling_of(setup), brightness, candidates=3)
+    batches = [parts(stock(name, BATCH_OF_2, SEED + j)["samples"]) for j in range(3)]
+    winners = [result.log.best(row).index for row in range(2)]
+    for index, ours in enumerate(parts(result.latent["samples"])):
+        expected = [batches[winner][index][row : row + 1] for row, winner in enumerate(winners)]
+        assert torch.equal(ours, torch.cat(expected))
+
+
+@with_every_model
+def test_the_image_is_the_decoded_latent(brightness, name):
+    result = searched(sampling_of(made(name)), brightness)
+    assert torch.equal(result.image, decoded(stock(name)["samples"]).flatten(0, 1))
+
+
+@with_every_model
+def test_the_score_is_that_of_the_decoded_image(brightness, name):
+    result = searched(sampling_of(made(name)), brightness)
+    image = decoded(stock(name)["samples"])
+    assert result.log.best().values[0][0] == pytest.approx(image[..., 0].mean().item(), abs=1e-6)
+
+
+@with_every_model
+def test_evaluations_of_any_latent_are_counted_per_row(brightness, name):
+    setup = made(name, BATCH_OF_2)
+    log = searched(sampling_of(setup), brightness).log
+    assert (log.candidates[0].nfe_per_row, log.nfe) == (STEPS, 2 * STEPS)
+
+
+@pytest.mark.parametrize("name", ONE_TENSOR)
+def test_an_empty_picture_of_stable_diffusion_is_shaped_for_the_model_as_the_ksampler_does(brightness, name):
+    latent = comfy_nodes.EmptyLatentImage().generate(2 * SIDE, SIDE)[0]
+    setup = dataclasses.replace(made(name), latent=latent)
+    assert_same_latent(searched(sampling_of(setup), brightness).latent, stock_ksampler(setup))
+
+
+@pytest.mark.parametrize("name", ONE_TENSOR)
+def test_an_empty_picture_of_stable_diffusion_is_shaped_as_sampler_custom_advanced_does(brightness, name):
+    empty = comfy_nodes.EmptyLatentImage().generate(2 * SIDE, SIDE)[0]
+    setup = dataclasses.replace(made(name), latent=empty)
+    sigmas = sigmas_of(setup)
+    ours = searched(advanced_sampling(cfg_guider(setup), sigmas, empty), brightness)
+    latent, denoised = stock_advanced(cfg_guider(setup), sigmas, empty)
+    assert_same_latent(ours.latent, latent)
+    assert equal(ours.denoised["samples"], denoised["samples"])  # stock forgets to take the empty latent's ratio out
+
+
+@pytest.mark.parametrize("masked", ["video", "audio"])
+def test_a_mask_for_one_of_several_tensors_is_kept(brightness, masked):
+    from comfy.nested_tensor import NestedTensor
+
+    setup = made("ltxav", Feature(lambda setup, tiny: setup, image=True))
+    masks = [torch.ones(1, 1, *part.shape[2:]) for part in parts(setup.latent["samples"])]
+    masks[masked == "audio"].zero_()
+    latent = {**setup.latent, "noise_mask": NestedTensor(masks)}
+    setup = dataclasses.replace(setup, latent=latent)
+    assert_same_latent(searched(sampling_of(setup), brightness).latent, stock_ksampler(setup))
+
+
+@with_every_model
+def test_a_latent_in_half_precision_is_sampled_as_the_ksampler_does(brightness, name):
+    setup = made(name)
+    setup = dataclasses.replace(setup, latent={"samples": setup.latent["samples"].to(dtype=torch.bfloat16)})
+    assert_same_latent(searched(sampling_of(setup), brightness).latent, stock_ksampler(setup))
+
+
+@with_every_model
+def test_previews_of_any_latent(brightness, name, monkeypatch):
+    previews = []
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **node: previews.append(preview)
+    )
+    searched(sampling_of(made(name)), brightness)
+    assert any(preview is not None for preview in previews)
+
+
+# What follows is about the tests above: they would show nothing if the models ignored what is added.
+
+
+@with_every_model
+def test_the_models_give_finite_latents_that_the_seed_decides(name):
+    first, second = (parts(stock(name, seed=seed)["samples"]) for seed in (SEED, SEED + 1))
+    assert all(a.isfinite().all() and not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@with_every_model
+def test_the_models_listen_to_both_prompts(name):
+    setup = dataclasses.replace(made(name), cfg=3.0)
+    plain = stock_ksampler(setup)["samples"]
+    other = tiny_models.BUILDERS[name]().conditioning(9)
+    for changed in (dataclasses.replace(setup, positive=other), dataclasses.replace(setup, negative=other)):
+        assert not any(
+            torch.equal(a, b) for a, b in zip(parts(plain), parts(stock_ksampler(changed)["samples"]), strict=True)
+        )
+
+
+@with_every_feature
+def test_the_stock_result_depends_on(name, feature):
+    without = dataclasses.replace(NOTHING_ADDED, batch=feature.batch, image=feature.image)
+    assert not equal(stock(name, feature)["samples"], stock(name, without)["samples"])
+
+
+def test_flux_listens_to_its_guidance():
+    setup = made("flux")
+    text, values = setup.positive[0]
+    changed = dataclasses.replace(setup, positive=[[text, {**values, "guidance": 8.0}]])
+    assert not equal(stock_ksampler(changed)["samples"], stock_ksampler(setup)["samples"])
