@@ -150,7 +150,7 @@ class _Plot:
         canvas.disc(at, 9, colours.best)
         canvas.disc(at, 6, colours.background)
         canvas.disc(at, 3.6, colours.best)
-        seed = f"seed {self.log.candidates[winner].recipe.seed}"
+        seed = f"seed {self.log.candidates[winner].recipes[0].seed}"
         if winner == 0:
             self._label((at[0], at[1] - 20), f"stock  {plain(scores[0], self.digits)}  ·  {seed}", "best")
             canvas.diamond(at, 4.6, colours.stock)

@@ -65,7 +65,7 @@ def contact_sheet(log: SearchLog, theme: str = "light", tiles: int = 64) -> Imag
         for place, tile in enumerate(block):
             left = MARGIN + place % columns * (wide + GAP)
             above = top + place // columns * line_height
-            _draw_tile(canvas, log, tile, (left, above, wide, high), digits, colours)
+            _draw_tile(canvas, log, row, tile, (left, above, wide, high), digits, colours)
             thumbnail = log.thumbnails.get((tile.index, row))
             if thumbnail is None:
                 canvas.text((left + wide / 2, above + high / 2), "no picture", colours.muted, 13, "mm")
@@ -127,7 +127,7 @@ def _header(canvas: Canvas, log: SearchLog, colours: Theme) -> None:
 
 
 def _draw_tile(
-    canvas: Canvas, log: SearchLog, tile: _Tile, place: tuple[int, int, int, int], digits: int, colours: Theme
+    canvas: Canvas, log: SearchLog, row: int, tile: _Tile, place: tuple[int, int, int, int], digits: int, colours: Theme
 ) -> None:
     left, top, wide, high = place
     accent = colours.best if tile.rank == 1 else colours.stock if tile.index == 0 else None
@@ -140,7 +140,7 @@ def _draw_tile(
     canvas.text((left, base), score, accent or colours.ink, 16, bold=True)
     candidate = f"candidate {tile.index}" if wide >= 150 else f"c {tile.index}"
     canvas.text((left + wide, base), candidate, colours.muted, 13, "rs")
-    recipe = log.candidates[tile.index].recipe
+    recipe = log.candidates[tile.index].recipes[row]
     moves = f"  ·  {count(len(recipe.moves), 'move')}" if recipe.moves else ""
     seed = f"seed {recipe.seed}{moves}"
     if text_width(seed, 13) > wide:

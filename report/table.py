@@ -45,8 +45,8 @@ def to_csv(log: SearchLog) -> str:
     ranks = [{index: rank for rank, index in enumerate(log.order(row), start=1)} for row in range(log.rows)]
     for candidate in log.candidates:
         for row in range(log.rows):
-            recipe = json.dumps(candidate.recipe.to_dict())
-            start = [candidate.index, row + 1, ranks[row][candidate.index], candidate.recipe.seed, recipe]
+            recipe = json.dumps(candidate.recipes[row].to_dict())
+            start = [candidate.index, row + 1, ranks[row][candidate.index], candidate.recipes[row].seed, recipe]
             spent = [candidate.nfe_per_row, candidate.nfe, sum(candidate.seconds.values())]
             writer.writerow([*start, scores[row][candidate.index], *candidate.values[row], *spent])
     return out.getvalue()
@@ -57,7 +57,7 @@ def _rows(log: SearchLog, row: int) -> list[str]:
     digits = score_digits(scores)
     columns = [log.values(row)[:, member].tolist() for member in range(len(log.members))]
     member_digits = [score_digits(column) for column in columns]
-    moved = any(candidate.recipe.moves for candidate in log.candidates)
+    moved = any(candidate.recipes[row].moves for candidate in log.candidates)
     # With one verifier, its raw value is the score: no need to say it twice.
     members = log.members if len(log.members) > 1 else ()
     head = ["rank", "candidate", "seed", *(["moves"] if moved else []), "score", *members, "NFE", "seconds", ""]
@@ -69,8 +69,8 @@ def _rows(log: SearchLog, row: int) -> list[str]:
             [
                 str(rank),
                 str(index),
-                str(candidate.recipe.seed),
-                *([str(len(candidate.recipe.moves))] if moved else []),
+                str(candidate.recipes[row].seed),
+                *([str(len(candidate.recipes[row].moves))] if moved else []),
                 plain(scores[index], digits),
                 *(plain(columns[m][index], member_digits[m]) for m in range(len(members))),
                 str(candidate.nfe_per_row),

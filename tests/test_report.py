@@ -35,7 +35,7 @@ def new_log(scores, seed=100, prompt=PROMPT, members=("CLIP Score",), pictures=N
             recipe = recipe.then(move)
         log.add(
             Rendered(
-                recipe=recipe.for_batch(log.rows) if log.rows > 1 else recipe,
+                recipes=recipe.for_items(log.rows),
                 values=value,
                 nfe=20 * log.rows,
                 nfe_per_row=20,
