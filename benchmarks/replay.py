@@ -2,7 +2,8 @@
 
 The data are rewards that three verifiers gave to real FLUX.1-dev images, published with TTSnap (arXiv 2511.22242) and
 not part of this project: an .npz of float arrays `image_reward`, `pick_score`, `hps_v2`, each [prompts, seeds, steps],
-whose last step is the final image. The searches are the pack's own: `random_search`, its pool, log and aggregators.
+whose last step is the final image. The searches are the pack's own: `RandomSearch`, its budget, log and
+aggregators.
 
     python benchmarks/replay.py --data flux_rewards.npz
 
@@ -19,16 +20,19 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import _pack  # noqa: F401
 import numpy as np
 import torch
 from noise_search.search.aggregate import Aggregator, order
-from noise_search.search.engine import Rendered
+from noise_search.search.budget import Budget
+from noise_search.search.engine import Recipes, Rendered
 from noise_search.search.log import Pool, SearchLog
-from noise_search.search.random_search import random_search, run
+from noise_search.search.random_search import RandomSearch
+from noise_search.search.recipe import Recipe
+from noise_search.search.run import search as run_search
 
 VERIFIERS = ("image_reward", "pick_score", "hps_v2")
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
@@ -39,29 +43,34 @@ BOOTSTRAPS = 4000
 class ReplayEngine:
     """Implements `search.engine.Engine` on recorded rewards: the recipe's seed picks the image.
 
-    rewards: [seeds, steps, members], the last step being the final image. Independent seeds only: no moves, one row.
+    rewards: [seeds, steps, members], the last step being the final image. Independent seeds only: no moves, no jumps,
+    no drafts, one row.
     """
 
     rows = 1
+    deterministic = True
 
     def __init__(self, rewards: torch.Tensor, members: Sequence[str]):
         self.rewards = rewards
         self.members = tuple(members)
+        self.steps = rewards.shape[1]
 
-    def render(self, recipes):
-        return [self._render(recipe) for recipe in recipes]
+    def pending(self) -> tuple[int, float]:
+        return 0, 0.0
 
-    def _render(self, recipe) -> Rendered:
-        seeds, steps, _ = self.rewards.shape
-        if recipe.moves or recipe.batch not in (None, 1):
-            raise ValueError(f"recorded rewards know seeds alone, not {recipe}")
-        return Rendered(recipe, self.rewards[recipe.seed % seeds, -1:], nfe=steps, nfe_per_row=steps)
+    def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
+        for recipes in candidates:
+            [recipe] = recipes
+            if recipe != Recipe.from_seed(recipe.seed):
+                raise ValueError(f"recorded rewards know seeds alone, not {recipe}")
+            values = self.rewards[recipe.seed % len(self.rewards), -1:]
+            yield Rendered(recipes, values, nfe=self.steps, nfe_per_row=self.steps, results=(recipe.seed,))
 
 
 def search(engine: ReplayEngine, seed: int, candidates: int, aggregator: Aggregator | None = None) -> SearchLog:
     """One Random Search from `seed`; the pool keeps no pictures, as there are none."""
     log = SearchLog(engine.members, engine.rows, aggregator or Aggregator())
-    return run(random_search(engine, seed, candidates), engine, Pool(log, keep=0)).log
+    return run_search(RandomSearch(), engine, Pool(log, keep=0), seed, Budget(candidates)).log
 
 
 def standardised(final: torch.Tensor) -> torch.Tensor:
@@ -146,8 +155,8 @@ def cross_gains(
                 log = search(engine, start, n)
                 for rule, aggregator in rules.items():
                     winner = order(aggregator(log.values()))[0]
-                    seed = log.candidates[winner].recipe.seed
-                    gains[rule][prompt] += final[prompt, permutation[seed]] / (len(starts) * repeats)
+                    [recipe] = log.candidates[winner].recipes
+                    gains[rule][prompt] += final[prompt, permutation[recipe.seed]] / (len(starts) * repeats)
     return gains
 
 

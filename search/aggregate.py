@@ -31,6 +31,11 @@ class Aggregator:
         if weights is not None and (not any(w > 0 for w in weights) or not all(0 <= w < math.inf for w in weights)):
             raise ValueError(f"verifier weights must be finite, 0 or more, and not all 0: {list(weights)}")
 
+    def relative(self, members: int) -> bool:
+        """Whether a score says only how a candidate compares with the rest of its pool."""
+        deciding = sum(weight > 0 for weight in self.weights) if self.weights else members
+        return deciding > 1 and self.method != "weighted_sum"
+
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         raw = raw.to(torch.float64)
         count, members = raw.shape
@@ -101,3 +106,11 @@ def check_values(values: torch.Tensor, members: Sequence[str], rows: int, candid
 def order(scores: torch.Tensor) -> list[int]:
     """Indices from best to worst; ties keep the earlier candidate first, so that stock (0) wins a tie."""
     return torch.argsort(scores, descending=True, stable=True).tolist()
+
+
+def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Spearman's rank correlation of two [n], -1 to 1, with mid-ranks on ties; 0 where one of them is constant."""
+    ranks = mid_ranks(torch.stack([first, second], dim=1).to(torch.float64))
+    ranks = ranks - ranks.mean(dim=0)
+    norm = float(ranks.norm(dim=0).prod())
+    return float((ranks[:, 0] * ranks[:, 1]).sum()) / norm if norm else 0.0

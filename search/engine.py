@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,19 +10,23 @@ import torch
 
 from .recipe import Recipe
 
+Recipes = tuple[Recipe, ...]  # one per item of the latent batch, or a single one that makes the whole batch
+
 
 @dataclass(frozen=True)
 class Rendered:
-    """What an engine made from one recipe.
+    """What an engine made and scored.
 
+    recipes: one per item of the latent batch, each of which makes its item again.
     values: raw verifier values, float32 [rows, members], higher is better; one row per item of the latent batch.
-    nfe: rows through the denoiser, counted inside the model call; nfe_per_row: per row, as the paper counts.
-    seconds: wall time by phase ("sample", "decode", "score").
+    nfe: rows through the denoiser since the engine's previous answer, counted inside the model call;
+    nfe_per_row: per row, as the paper counts.
+    seconds: wall time since then by phase ("sample", "decode", "score").
     results: one opaque full-size result per row (latent and image), which only the best keep.
     thumbnails: uint8 [rows, height, width, 3], or None.
     """
 
-    recipe: Recipe
+    recipes: Recipes
     values: torch.Tensor
     nfe: int
     nfe_per_row: int
@@ -31,15 +35,67 @@ class Rendered:
     thumbnails: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class State:
+    """A trajectory that stands at noise level `level`: 1 is where sampling starts, 0 is clean.
+
+    recipes: how to get here, one per item of the batch. latent: the engine's own.
+    """
+
+    recipes: Recipes
+    level: float
+    latent: Any
+
+
 class Engine(Protocol):
-    """Makes candidates. `members` names the columns of their values, `rows` is the size of the latent batch."""
+    """Makes candidates. `members` names the columns of their values, `rows` is the size of the latent batch.
+
+    steps: of the schedule. deterministic: whether the sampler adds no noise of its own. start, renoise, denoise and
+    score are the segments of a trajectory, for what goes back up in noise.
+    """
 
     members: tuple[str, ...]
     rows: int
+    steps: int
+    deterministic: bool
 
-    def render(self, recipes: Sequence[Recipe]) -> list[Rendered]:
-        """Whole trajectories from these noises, decoded and scored, in order.
-
-        With several rows, the recipes in the answer say their batch (`Recipe.for_batch`), so that one row can be taken.
-        """
+    def pending(self) -> tuple[int, float]:
+        """(NFE, seconds) since the last answer: spent on a candidate that is under way."""
         ...
+
+    def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
+        """Whole trajectories, decoded and scored, in order. The recipes in the answers say item and batch."""
+        ...
+
+    def drafts(self, steps: int) -> Engine:
+        """The same on every so many of the schedule's own sigmas (see `coarser`)."""
+        ...
+
+    def start(self, recipes: Recipes) -> State:
+        """The noise of these recipes; nothing is evaluated."""
+        ...
+
+    def denoise(self, state: State, level: float) -> State:
+        """Samples from the state's noise level down to `level`."""
+        ...
+
+    def renoise(self, state: State, level: float, seed: int) -> State:
+        """Adds noise drawn from `seed` up to `level`, by the forward process; nothing is evaluated."""
+        ...
+
+    def score(self, state: State) -> Rendered:
+        """Decodes and scores the x0 prediction (one more evaluation per row), or at level 0 the finished image."""
+        ...
+
+    def join(self, states: Sequence[State]) -> State:
+        """Item r of the batch from states[r]; all at one level."""
+        ...
+
+    def steps_between(self, start: float, end: float) -> int:
+        """How many steps lead from one noise level down to another: to predict costs before any are measured."""
+        ...
+
+
+def coarser(steps: int, wanted: int) -> list[int]:
+    """Indices into the steps + 1 sigmas of a schedule that make one of `wanted` steps: both ends, evenly between."""
+    return sorted({round(i * steps / wanted) for i in range(wanted + 1)})

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from .aggregate import Aggregator, check_values, order
-from .engine import Rendered
+from .engine import Recipes, Rendered
 from .recipe import Recipe
 
 LOG_FORMAT = "noise-search-log"
 MAX_THUMBNAILS = 256
+FINAL, DRAFT, PREVIEW = "final", "draft", "preview"
+HARDLY = 0.01  # of a verifier's usual range: scores that spread less say nothing about the candidates
+ENOUGH = 4  # candidates to speak of a spread
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One recipe and what came of it. Never changes once logged, while its rank may.
 
-    values: raw verifier values [rows][members]; nfe, nfe_per_row, seconds: as in `Rendered`.
+    recipes: one per item of the latent batch; values: raw verifier values [rows][members]; nfe, nfe_per_row, seconds:
+    as in `Rendered`. stage: "final" can win; "draft" was made on the coarse schedule and "preview" is the x0 prediction
+    of a trajectory under way, which only rank what goes on.
     """
 
     index: int
-    recipe: Recipe
+    recipes: Recipes
     values: tuple[tuple[float, ...], ...]
     nfe: int
     nfe_per_row: int
     seconds: Mapping[str, float]
+    stage: str = FINAL
 
 
 @dataclass
 class SearchLog:
     """All candidates of one search over a latent batch of `rows` items, with `members` verifier columns.
 
-    algorithm, settings, host: what the search ran with, written into every report. extra_nfe, extra_seconds: spent on
-    candidates that had to be rendered again.
+    algorithm, settings, host: what the search ran with, written into every report. usual_ranges: what scores each
+    member usually gives, where it says so. stopped: why the search ended. findings: what the algorithm measured, such
+    as the rank correlation of drafts and finals; warnings: what the user should know. extra_nfe, extra_seconds: spent
+    on candidates that had to be rendered again.
     """
 
     members: tuple[str, ...]
@@ -49,19 +58,26 @@ class SearchLog:
     thumbnails: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     extra_nfe: int = 0
     extra_seconds: float = 0.0
-    _ranked: dict[int, tuple[torch.Tensor, list[int]]] = field(default_factory=dict, repr=False, compare=False)
+    usual_ranges: tuple[tuple[float, float] | None, ...] | None = None
+    stopped: str = ""
+    findings: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    _ranked: dict[int, tuple[int, torch.Tensor, dict[str, list[int]]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    def add(self, rendered: Rendered) -> Candidate:
+    def add(self, rendered: Rendered, stage: str = FINAL) -> Candidate:
         """Writes one candidate down. Raises ValueError, naming verifier and candidate, on a value that cannot rank."""
         index = len(self.candidates)
         values = check_values(rendered.values, self.members, self.rows, index)
         candidate = Candidate(
             index=index,
-            recipe=rendered.recipe,
+            recipes=tuple(rendered.recipes),
             values=tuple(tuple(row) for row in values.tolist()),
             nfe=rendered.nfe,
             nfe_per_row=rendered.nfe_per_row,
             seconds=dict(rendered.seconds),
+            stage=stage,
         )
         self.candidates.append(candidate)
         self.keep_thumbnails(index, rendered)
@@ -82,25 +98,28 @@ class SearchLog:
         return torch.tensor(data, dtype=torch.float64).reshape(len(data), len(self.members))
 
     def scores(self, row: int = 0) -> torch.Tensor:
-        """The aggregated score of every candidate for one item of the batch: float64 [candidates]."""
+        """The aggregated score of every candidate, among those of its stage, for one item: float64 [candidates]."""
         return self._ranking(row)[0].clone()
 
-    def order(self, row: int = 0) -> list[int]:
-        """Candidate indices from best to worst for one item of the batch; of equal ones the earlier is better."""
-        return list(self._ranking(row)[1])
+    def order(self, row: int = 0, stage: str = FINAL) -> list[int]:
+        """Indices of a stage's candidates from best to worst for one item; of equal ones the earlier is better."""
+        return list(self._ranking(row)[1].get(stage, ()))
 
-    def best(self, row: int = 0) -> Candidate:
+    def best(self, row: int = 0, stage: str = FINAL) -> Candidate:
         """The best candidate of one item of the batch. IndexError while there is none."""
-        return self.candidates[self._ranking(row)[1][0]]
+        return self.candidates[self.order(row, stage)[0]]
+
+    def of_stage(self, stage: str = FINAL) -> list[Candidate]:
+        """The candidates of one stage, as they were made."""
+        return [candidate for candidate in self.candidates if candidate.stage == stage]
 
     def winners(self) -> list[Recipe]:
         """The recipe of each item's best candidate: what makes the winning batch again."""
         return [self.winner(row) for row in range(self.rows)]
 
     def winner(self, row: int) -> Recipe:
-        """The recipe of one item's best candidate: of that item alone, if the batch has several."""
-        recipe = self.best(row).recipe
-        return recipe if self.rows == 1 else recipe.for_row(row)
+        """The recipe of one item's best candidate."""
+        return self.best(row).recipes[row]
 
     @property
     def nfe(self) -> int:
@@ -112,15 +131,36 @@ class SearchLog:
         """Wall time of sampling, decoding and scoring, for the whole search."""
         return sum(sum(candidate.seconds.values()) for candidate in self.candidates) + self.extra_seconds
 
-    def curve(self, row: int = 0) -> list[tuple[int, float, float]]:
-        """The paper's scaling curve: (NFE spent on this item, seconds, best score so far) after each candidate."""
-        points, nfe, seconds, best = [], 0, 0.0, float("-inf")
-        for candidate, score in zip(self.candidates, self.scores(row).tolist(), strict=True):
-            nfe += candidate.nfe_per_row
-            seconds += sum(candidate.seconds.values())
-            best = max(best, score)
-            points.append((nfe, seconds, best))
-        return points
+    def spent(self) -> list[tuple[int, float]]:
+        """(NFE per item of the batch, seconds) spent on the search once each candidate was there."""
+        nfe = accumulate(candidate.nfe_per_row for candidate in self.candidates)
+        seconds = accumulate(sum(candidate.seconds.values()) for candidate in self.candidates)
+        return list(zip(nfe, seconds, strict=True))
+
+    def curve(self, row: int = 0, stage: str = FINAL) -> list[tuple[int, float, float]]:
+        """The paper's scaling curve: (NFE spent per item, seconds, best score so far) after each of a stage's."""
+        scores, spent = self.scores(row).tolist(), self.spent()
+        made = [candidate.index for candidate in self.of_stage(stage)]
+        best = accumulate((scores[index] for index in made), max)
+        return [(*spent[index], score) for index, score in zip(made, best, strict=True)]
+
+    def hardly_varies(self, row: int = 0) -> bool:
+        """Whether no deciding verifier tells the candidates apart: their values spread over less than 1 % of its range.
+
+        So it is with distilled models, whose seeds look alike: no search can help there. False where there are too few
+        candidates to say, or a verifier has no usual range.
+        """
+        made = [candidate for candidate in self.candidates if candidate.stage != PREVIEW]
+        if len(made) < ENOUGH or self.usual_ranges is None:
+            return False
+        weights = self.aggregator.weights or (1.0,) * len(self.members)
+        for member, (usual, weight) in enumerate(zip(self.usual_ranges, weights, strict=True)):
+            if weight == 0:
+                continue
+            values = torch.tensor([candidate.values[row][member] for candidate in made], dtype=torch.float64)
+            if usual is None or float(values.std(correction=0)) >= HARDLY * (usual[1] - usual[0]):
+                return False
+        return True
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON."""
@@ -136,20 +176,24 @@ class SearchLog:
             "rows": self.rows,
             "nfe": self.nfe,
             "seconds": self.seconds,
+            "stopped": self.stopped,
+            "findings": dict(self.findings),
+            "warnings": list(self.warnings),
             "winners": [
                 {
                     "row": row,
                     "candidate": self.best(row).index,
-                    "seed": self.best(row).recipe.seed,
+                    "seed": self.winner(row).seed,
                     "recipe": self.winner(row).to_dict(),
                     "score": scores[row][self.best(row).index],
                 }
-                for row in range(self.rows if self.candidates else 0)
+                for row in range(self.rows if self.of_stage() else 0)
             ],
             "candidates": [
                 {
                     "index": candidate.index,
-                    "recipe": candidate.recipe.to_dict(),
+                    "stage": candidate.stage,
+                    "recipes": [recipe.to_dict() for recipe in candidate.recipes],
                     "values": [list(row) for row in candidate.values],
                     "scores": [scores[row][candidate.index] for row in range(self.rows)],
                     "nfe": candidate.nfe,
@@ -165,18 +209,28 @@ class SearchLog:
         excess = len(self.thumbnails) - MAX_THUMBNAILS
         if excess <= 0:
             return
-        ranks = {(index, row): rank for row in range(self.rows) for rank, index in enumerate(self.order(row))}
+        ranks = {
+            (index, row): (stage != FINAL, rank)
+            for row in range(self.rows)
+            for stage in (FINAL, DRAFT, PREVIEW)
+            for rank, index in enumerate(self.order(row, stage))
+        }
         droppable = sorted((key for key in self.thumbnails if key[0] != 0), key=ranks.__getitem__)
         for key in droppable[-excess:]:
             del self.thumbnails[key]
 
-    def _ranking(self, row: int) -> tuple[torch.Tensor, list[int]]:
-        """Scores and order of one item. Candidates only ever get more, so their number says whether it is current."""
-        known = self._ranked.get(row)
-        if known is None or len(known[1]) != len(self.candidates):
-            scores = self.aggregator(self.values(row))
-            known = self._ranked[row] = scores, order(scores)
-        return known
+    def _ranking(self, row: int) -> tuple[torch.Tensor, dict[str, list[int]]]:
+        """Scores and orders of one item. Candidates only ever get more, so their number says whether it is current."""
+        count, scores, orders = self._ranked.get(row, (-1, torch.empty(0), {}))
+        if count != len(self.candidates):
+            values = self.values(row)
+            scores, orders = torch.zeros(len(values), dtype=torch.float64), {}
+            for stage in dict.fromkeys(candidate.stage for candidate in self.candidates):
+                among = torch.tensor([candidate.index for candidate in self.of_stage(stage)])
+                scores[among] = self.aggregator(values[among])
+                orders[stage] = among[order(scores[among])].tolist()
+            self._ranked[row] = len(self.candidates), scores, orders
+        return scores, orders
 
 
 class Pool:
@@ -187,9 +241,11 @@ class Pool:
         self.keep = keep
         self.results: dict[tuple[int, int], Any] = {}
 
-    def add(self, rendered: Rendered) -> Candidate:
+    def add(self, rendered: Rendered, stage: str = FINAL) -> Candidate:
         """Writes one candidate down and lets go of results no longer among the best. Raises as the log does."""
-        candidate = self.log.add(rendered)
+        candidate = self.log.add(rendered, stage)
+        if stage != FINAL:
+            return candidate
         for row, result in enumerate(rendered.results):
             self.results[candidate.index, row] = result
         wanted = self.wanted()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,12 +60,28 @@ class Rotate:
 
 
 @dataclass(frozen=True)
+class Jump:
+    """A step of Search over Paths: once sampled down to noise level `start`, go back up to level `to` with fresh noise.
+
+    Levels are 1 (noise) to 0 (clean), as the paper's t. `seed` draws the fresh noise, for the recipe's own batch.
+    """
+
+    seed: int
+    start: float
+    to: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed, "from": self.start, "to": self.to}
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How to make one noise.
+    """How to make one noise, and the path from there where it is not the straight one.
 
     `seed` (0 to 2**64 - 1) draws a noise of `batch` items as ComfyUI's KSampler does for that seed; `moves` are applied
     in turn; `row` then picks one item, or None keeps them all. `batch` None means: as many as the latent has.
     `batch_index` is the LATENT's list of that name (one draw per index, as "Latent From Batch" leaves behind).
+    `jumps` are what happens while sampling; without any, the noise is all that makes the image.
     """
 
     seed: int
@@ -72,24 +89,39 @@ class Recipe:
     row: int | None = None
     batch: int | None = None
     batch_index: tuple[int, ...] | None = None
+    jumps: tuple[Jump, ...] = ()
 
     @classmethod
     def from_seed(cls, seed: int) -> Recipe:
         """The noise of the stock KSampler with this seed; seeds wrap modulo 2**64."""
         return cls(seed=seed % SEED_RANGE)
 
+    def with_seed(self, seed: int) -> Recipe:
+        """The plain noise of another seed, for the same item of the same batch."""
+        return replace(self, seed=seed % SEED_RANGE, moves=(), jumps=())
+
     def then(self, move: Rotate) -> Recipe:
-        return Recipe(self.seed, (*self.moves, move), self.row, self.batch, self.batch_index)
+        return replace(self, moves=(*self.moves, move))
+
+    def jump(self, jump: Jump) -> Recipe:
+        return replace(self, jumps=(*self.jumps, jump))
 
     def for_batch(self, batch: int, batch_index: tuple[int, ...] | None = None) -> Recipe:
         """The same recipe with the batch it was drawn in written down, so that a row can be picked later."""
-        return Recipe(self.seed, self.moves, self.row, batch, batch_index)
+        return replace(self, batch=batch, batch_index=batch_index)
 
     def for_row(self, row: int) -> Recipe:
         """Item `row` of this recipe's batch alone."""
         if self.batch is None or not 0 <= row < self.batch:
             raise ValueError(f"row {row} is not in a batch of {self.batch}")
-        return Recipe(self.seed, self.moves, row, self.batch, self.batch_index)
+        return replace(self, row=row)
+
+    def for_items(self, batch: int, batch_index: tuple[int, ...] | None = None) -> tuple[Recipe, ...]:
+        """One recipe for each item of the batch that this one makes; a batch of one needs nothing written down."""
+        if batch == 1:
+            return (self if batch_index is None else self.for_batch(1, batch_index),)
+        whole = self.for_batch(batch, batch_index)
+        return tuple(whole.for_row(row) for row in range(batch))
 
     def noise(
         self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, source: Draw | None = None
@@ -117,6 +149,8 @@ class Recipe:
             data["batch"] = self.batch
         if self.batch_index is not None:
             data["batch_index"] = list(self.batch_index)
+        if self.jumps:
+            data["jumps"] = [jump.to_dict() for jump in self.jumps]
         return data
 
     @classmethod
@@ -124,7 +158,7 @@ class Recipe:
         """Reads what `to_dict` wrote; anything else raises RecipeError."""
         if not isinstance(data, dict):
             raise RecipeError(f'a recipe is a JSON object such as {{"seed": 42}}, not {_short(data)}')
-        unknown = sorted(set(map(str, data)) - {"version", "seed", "moves", "row", "batch", "batch_index"})
+        unknown = sorted(set(map(str, data)) - {"version", "seed", "moves", "row", "batch", "batch_index", "jumps"})
         if unknown:
             raise RecipeError(f"unknown recipe entries {_short(unknown)}; was it made by a newer Noise Search?")
         version = _integer("version", data.get("version", FORMAT_VERSION), 1, 2**31)
@@ -146,7 +180,33 @@ class Recipe:
                 raise RecipeError(f"recipe batch_index must be a list of whole numbers, not {_short(index)}")
             if batch is not None and len(index) != batch:
                 raise RecipeError(f"recipe batch_index {_short(index)} does not name {batch} items")
-        return cls(seed, tuple(map(_move, moves)), row, batch, tuple(index) if index is not None else None)
+        jumps = data.get("jumps", [])
+        if not isinstance(jumps, list) or len(jumps) > MAX_MOVES:
+            raise RecipeError(f"recipe jumps must be a list of at most {MAX_MOVES}, not {_short(jumps)}")
+        return cls(
+            seed,
+            tuple(map(_move, moves)),
+            row,
+            batch,
+            tuple(index) if index is not None else None,
+            tuple(map(_jump, jumps)),
+        )
+
+
+def one_draw(recipes: Sequence[Recipe]) -> Recipe | None:
+    """The recipe of the whole batch whose items in order these are, or None where they do not come from one draw."""
+    first = recipes[0]
+    if len(recipes) == 1:
+        return first
+    whole = replace(first, row=None)
+    rows = [replace(whole, row=row) for row in range(len(recipes))]
+    return whole if first.batch == len(recipes) and list(recipes) == rows else None
+
+
+def derive(seed: int, *names: int | str) -> int:
+    """Another seed (0 to 2**64 - 1), the same for the same arguments and unrelated to the noise of `seed`."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def draw(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -193,6 +253,16 @@ def _move(data: Any) -> Rotate:
     if isinstance(angle, bool) or not isinstance(angle, (int, float)) or not 0 <= angle <= 180:
         raise RecipeError(f"recipe angle must be 0 to 180 degrees, not {_short(angle)}")
     return Rotate(_integer("move seed", data["seed"], 0, SEED_RANGE - 1), float(angle))
+
+
+def _jump(data: Any) -> Jump:
+    if not isinstance(data, dict) or set(data) != {"seed", "from", "to"}:
+        raise RecipeError(f"unknown recipe jump {_short(data)}; a jump has seed, from and to")
+    start, to = data["from"], data["to"]
+    good = all(isinstance(level, (int, float)) and not isinstance(level, bool) for level in (start, to))
+    if not good or not 0 <= start < to <= 1:
+        raise RecipeError(f"a recipe jump goes from a noise level up to a higher one, 0 to 1, not {_short(data)}")
+    return Jump(_integer("jump seed", data["seed"], 0, SEED_RANGE - 1), float(start), float(to))
 
 
 def _steady(total: torch.Tensor) -> torch.Tensor:

@@ -1,57 +1,121 @@
 """An engine over an analytic landscape, on which any search algorithm can be tested without a model."""
 
 import hashlib
+import math
+from dataclasses import replace
 
 import torch
-from noise_search.search.engine import Rendered
-from noise_search.search.recipe import Recipe
+from noise_search.search.engine import Rendered, State
+from noise_search.search.kernels import fresh_noise
+from noise_search.search.recipe import Jump, draw
 
 SHAPE = (4, 4, 4)  # of one latent
 
 
-def smooth(noise: torch.Tensor) -> float:
-    """The cosine between the noise and a fixed direction: nearby noises have nearby scores."""
-    target = torch.randn(noise.numel(), generator=torch.Generator().manual_seed(1234), dtype=torch.float64)
-    return float(torch.nn.functional.cosine_similarity(noise.flatten().double(), target, dim=0))
+def smooth(image: torch.Tensor) -> float:
+    """The cosine between the image and a fixed direction: nearby noises have nearby scores."""
+    target = torch.randn(image.numel(), generator=torch.Generator().manual_seed(1234), dtype=torch.float64)
+    return float(torch.nn.functional.cosine_similarity(image.flatten().double(), target, dim=0))
 
 
-def tilted(noise: torch.Tensor) -> float:
+def tilted(image: torch.Tensor) -> float:
     """As `smooth`, towards another direction."""
-    return smooth(noise.flip(-1))
+    return smooth(image.flip(-1))
 
 
-def white(noise: torch.Tensor) -> float:
-    """A hash of the noise, 0 to 1: a nearby noise tells nothing."""
-    digest = hashlib.sha256(noise.contiguous().numpy().tobytes()).digest()
+def white(image: torch.Tensor) -> float:
+    """A hash of the image, 0 to 1: a nearby noise tells nothing."""
+    digest = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-class SyntheticEngine:
-    """Implements `search.engine.Engine`: "images" are the noises themselves, scored by `landscapes`.
+def flat(image: torch.Tensor) -> float:
+    """All images are alike, but for a thousandth."""
+    return 50 + white(image) / 1000
 
-    `rendered` lists every recipe it was asked for; a run costs `steps` evaluations per row.
+
+def deviation(level: float) -> float:
+    """Of x = (1 - level) x0 + level noise, where images are standard normal as well."""
+    return math.hypot(1 - level, level)
+
+
+class SyntheticEngine:
+    """Implements `search.engine.Engine` with an exact flow: images are standard normal, so that the probability flow
+    only scales: sampled from a noise, the image is the noise itself, and an x0 prediction is a scaled x.
+
+    `landscapes` score the images. A trajectory costs `steps` evaluations per row; a draft is off the more the coarser
+    it is. `rendered` lists the recipes of whole trajectories.
     """
 
-    def __init__(self, *landscapes, rows: int = 1, steps: int = 10):
+    deterministic = True
+
+    def __init__(self, *landscapes, rows: int = 1, steps: int = 10, full: "SyntheticEngine | None" = None):
         self.landscapes = landscapes or (smooth,)
         self.members = tuple(landscape.__name__ for landscape in self.landscapes)
         self.rows = rows
         self.steps = steps
-        self.rendered: list[Recipe] = []
+        self.error = 1 / steps - 1 / full.steps if full else 0.0
+        self.rendered = full.rendered if full else []
+        self.spent = full.spent if full else [0, 0.0]  # since the last answer
 
-    def render(self, recipes):
-        return [self._render(recipe.for_batch(self.rows) if self.rows > 1 else recipe) for recipe in recipes]
+    def pending(self):
+        return tuple(self.spent)
 
-    def _render(self, recipe):
-        self.rendered.append(recipe)
-        noise = recipe.noise((self.rows, *SHAPE))
-        values = [[landscape(row) for landscape in self.landscapes] for row in noise]
+    def drafts(self, steps):
+        return SyntheticEngine(*self.landscapes, rows=self.rows, steps=steps, full=self)
+
+    def render(self, candidates):
+        for recipes in candidates:
+            jumps = [recipe.jumps for recipe in recipes]
+            state = self.start(tuple(replace(recipe, jumps=()) for recipe in recipes))
+            self.rendered.append(state.recipes)
+            for step in zip(*jumps, strict=True):
+                state = self.denoise(state, step[0].start)
+                each = [self.renoise(state, jump.to, jump.seed) for jump in step]
+                state = self.join(each) if len(each) > 1 else each[0]
+            yield self.score(self.denoise(state, 0.0))
+
+    def start(self, recipes):
+        if len(recipes) == 1:
+            recipes = recipes[0].for_items(self.rows)
+        return State(recipes, 1.0, torch.cat([recipe.noise((1, *SHAPE)) for recipe in recipes]))
+
+    def denoise(self, state, level):
+        self.spend(self.steps_between(state.level, level))
+        return replace(state, level=level, latent=state.latent * (deviation(level) / deviation(state.level)))
+
+    def renoise(self, state, level, seed):
+        share = fresh_noise(1 - state.level, state.level, 1 - level, level)
+        fresh = draw(tuple(state.latent.shape), seed)
+        latent = (1 - level) / (1 - state.level) * state.latent + level * share * fresh
+        jump = Jump(seed, state.level, level)
+        return State(tuple(recipe.jump(jump) for recipe in state.recipes), level, latent)
+
+    def score(self, state):
+        images = state.latent
+        if state.level > 0:
+            self.spend(1)
+            images = images * (1 - state.level) / deviation(state.level) ** 2
+        images = math.cos(self.error) * images + math.sin(self.error) * images.roll(1, dims=-1)
+        nfe, seconds = self.spent
+        self.spent[:] = 0, 0.0
         return Rendered(
-            recipe=recipe,
-            values=torch.tensor(values),
-            nfe=self.steps * self.rows,
-            nfe_per_row=self.steps,
-            seconds={"sample": 0.5, "score": 0.25},
-            results=list(noise),
+            recipes=state.recipes,
+            values=torch.tensor([[landscape(image) for landscape in self.landscapes] for image in images]),
+            nfe=nfe,
+            nfe_per_row=nfe // self.rows,
+            seconds={"sample": seconds, "score": 0.25},
+            results=list(images),
             thumbnails=torch.zeros(self.rows, 2, 2, 3, dtype=torch.uint8),
         )
+
+    def join(self, states):
+        recipes = tuple(state.recipes[row] for row, state in enumerate(states))
+        return State(recipes, states[0].level, torch.stack([state.latent[row] for row, state in enumerate(states)]))
+
+    def steps_between(self, start, end):
+        return max(round((start - end) * self.steps), 1)
+
+    def spend(self, steps):
+        self.spent[0] += steps * self.rows
+        self.spent[1] += 0.05 * steps

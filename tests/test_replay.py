@@ -55,7 +55,7 @@ def result(replay, data):
 def test_the_engine_gives_the_final_reward_of_the_recipes_seed(replay):
     rewards = torch.arange(5 * 3 * 2, dtype=torch.float64).reshape(5, 3, 2)  # seeds, steps, members
     engine = replay.ReplayEngine(rewards, ["a", "b"])
-    rendered = engine.render([Recipe.from_seed(4), Recipe.from_seed(6)])
+    rendered = list(engine.render([(Recipe.from_seed(4),), (Recipe.from_seed(6),)]))
     assert [one.values.tolist() for one in rendered] == [[[28.0, 29.0]], [[10.0, 11.0]]]
     assert [one.nfe_per_row for one in rendered] == [3, 3]
 
@@ -63,13 +63,13 @@ def test_the_engine_gives_the_final_reward_of_the_recipes_seed(replay):
 def test_the_engine_refuses_what_was_not_recorded(replay):
     engine = replay.ReplayEngine(torch.zeros(5, 3, 1), ["a"])
     with pytest.raises(ValueError, match="recorded rewards know seeds alone"):
-        engine.render([Recipe.from_seed(4).then(Rotate(1, 18.0))])
+        list(engine.render([(Recipe.from_seed(4).then(Rotate(1, 18.0)),)]))
 
 
 def test_a_search_finds_the_best_of_its_seeds(replay):
     rewards = torch.tensor([3.0, 9.0, 1.0, 7.0, 8.0]).reshape(5, 1, 1)
     log = replay.search(replay.ReplayEngine(rewards, ["a"]), seed=2, candidates=3)
-    assert (log.best().recipe.seed, log.curve()[-1][2]) == (4, 8.0)
+    assert (log.winner(0).seed, log.curve()[-1][2]) == (4, 8.0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])

@@ -30,9 +30,8 @@ def new_log(rows=1, members=1, method="mean_rank"):
 def rendered(index, values, picture=None, size=4):
     """A candidate [rows][members] whose result per row says what it is."""
     rows = len(values)
-    recipe = Recipe.from_seed(100 + index)
     return Rendered(
-        recipe=recipe.for_batch(rows) if rows > 1 else recipe,
+        recipes=Recipe.from_seed(100 + index).for_items(rows),
         values=torch.tensor(values, dtype=torch.float64),
         nfe=10 * rows,
         nfe_per_row=10,
@@ -60,7 +59,9 @@ def test_every_candidate_is_logged_once_in_order(search):
     log, values = search
     fill(log, values)
     assert [candidate.index for candidate in log.candidates] == list(range(len(values)))
-    assert [candidate.recipe.seed for candidate in log.candidates] == [100 + i for i in range(len(values))]
+    assert [candidate.recipes for candidate in log.candidates] == [
+        Recipe.from_seed(100 + i).for_items(log.rows) for i in range(len(values))
+    ]
     assert [[list(row) for row in candidate.values] for candidate in log.candidates] == values
 
 
@@ -121,7 +122,7 @@ def test_nfe_counts_all_rows_and_the_curve_one():
 def test_winners_make_the_winning_batch_again():
     log = fill(new_log(rows=2), [[[1.0], [0.0]], [[0.0], [1.0]]])
     noise = torch.cat([winner.noise((2, 4, 2, 2)) for winner in log.winners()])
-    first, second = (candidate.recipe.noise((2, 4, 2, 2)) for candidate in log.candidates)
+    first, second = (Recipe.from_seed(100 + i).noise((2, 4, 2, 2)) for i in range(2))
     assert torch.equal(noise, torch.stack([first[0], second[1]]))
 
 

@@ -1,34 +1,36 @@
-"""Random Search on an analytic landscape. `SyntheticEngine` serves the conformance tests of every algorithm."""
+"""Random Search on an analytic landscape, and what drives every search."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from noise_search.search.aggregate import Aggregator
+from noise_search.search.budget import Budget
 from noise_search.search.log import Pool, SearchLog
-from noise_search.search.random_search import random_search, run
+from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
+from noise_search.search.run import search as run_search
 from synthetic import SHAPE, SyntheticEngine, smooth, tilted, white
 
 SEEDS = st.integers(0, 2**64 - 1)
 
 
 def search(engine, seed=0, candidates=8, keep=1, method="mean_rank", on_candidate=None):
-    log = SearchLog(engine.members, engine.rows, Aggregator(method))
-    return run(random_search(engine, seed, candidates), engine, Pool(log, keep), on_candidate)
+    pool = Pool(SearchLog(engine.members, engine.rows, Aggregator(method)), keep)
+    return run_search(RandomSearch(), engine, pool, seed, Budget(candidates), on_candidate)
 
 
 @given(SEEDS, st.integers(1, 6))
 def test_candidate_j_is_the_stock_run_with_seed_plus_j(seed, candidates):
     pool = search(SyntheticEngine(), seed, candidates)
-    assert [candidate.recipe for candidate in pool.log.candidates] == [
-        Recipe.from_seed(seed + j) for j in range(candidates)
+    assert [candidate.recipes for candidate in pool.log.candidates] == [
+        (Recipe.from_seed(seed + j),) for j in range(candidates)
     ]
 
 
 def test_seeds_wrap_at_the_end_of_the_range():
     pool = search(SyntheticEngine(), 2**64 - 2, 4)
-    assert [candidate.recipe.seed for candidate in pool.log.candidates] == [2**64 - 2, 2**64 - 1, 0, 1]
+    assert [candidate.recipes[0].seed for candidate in pool.log.candidates] == [2**64 - 2, 2**64 - 1, 0, 1]
 
 
 @given(SEEDS, st.integers(1, 6))
@@ -75,8 +77,8 @@ def test_a_rank_based_search_ends_with_the_results_of_its_best(seed, keep):
     pool = search(engine, seed, 10, keep)
     for rank in range(keep):
         for row, result in enumerate(pool.top(rank)):
-            recipe = pool.log.candidates[pool.log.order(row)[rank]].recipe
-            assert torch.equal(recipe.for_row(row).noise((2, *SHAPE))[0], result)
+            recipe = pool.log.candidates[pool.log.order(row)[rank]].recipes[row]
+            assert torch.equal(recipe.noise((2, *SHAPE))[0], result)
     assert pool.log.nfe == len(engine.rendered) * 2 * engine.steps
 
 
@@ -88,7 +90,7 @@ def test_more_candidates_are_better():
 
 def test_the_caller_sees_every_candidate_as_it_is_logged():
     seen = []
-    search(SyntheticEngine(), 0, 3, on_candidate=lambda pool, one: seen.append((one.index, len(pool.log.candidates))))
+    search(SyntheticEngine(), 0, 3, on_candidate=lambda run, one: seen.append((one.index, len(run.log.candidates))))
     assert seen == [(0, 1), (1, 2), (2, 3)]
 
 
@@ -96,14 +98,14 @@ def test_a_search_is_stopped_by_an_exception_between_candidates_and_keeps_what_i
     class Stop(Exception):
         pass
 
-    def stop(pool, candidate):
+    def stop(run, candidate):
         if candidate.index == 2:
             raise Stop
 
     engine = SyntheticEngine()
     pool = Pool(SearchLog(engine.members))
     with pytest.raises(Stop):
-        run(random_search(engine, 0, 100), engine, pool, stop)
+        run_search(RandomSearch(), engine, pool, 0, Budget(100), stop)
     assert (len(engine.rendered), len(pool.log.candidates), len(pool.top(0))) == (3, 3, 1)
 
 

@@ -2,16 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from noise_search.search.recipe import Recipe, RecipeError, Rotate, draw, from_json, to_json
+from noise_search.search.recipe import Jump, Recipe, RecipeError, Rotate, derive, draw, from_json, one_draw, to_json
 
 SEEDS = st.integers(0, 2**64 - 1)
 ANGLES = st.floats(0, 180)
 ROTATIONS = st.builds(Rotate, SEEDS, ANGLES)
+LEVELS = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).filter(lambda levels: levels[0] < levels[1])
+JUMPS = st.builds(lambda seed, levels: Jump(seed, *levels), SEEDS, LEVELS)
 SHAPE = (2, 4, 3, 5)
 
 
@@ -22,7 +25,8 @@ def recipes(draw):
     size = batch or draw(st.integers(1, 4))
     index = draw(st.none() | st.lists(st.integers(0, 12), min_size=size, max_size=size).map(tuple))
     moves = draw(st.lists(ROTATIONS, max_size=3).map(tuple))
-    return Recipe(draw(SEEDS), moves, row, batch, index)
+    jumps = draw(st.lists(JUMPS, max_size=3).map(tuple))
+    return Recipe(draw(SEEDS), moves, row, batch, index, jumps)
 
 
 def angle_between(a, b):
@@ -114,9 +118,37 @@ def test_batch_index_names_draws(seed, index):
     assert torch.equal(draw(SHAPE, seed, tuple(index)), ten[index])
 
 
+@given(SEEDS, st.integers(1, 4))
+def test_the_recipes_of_a_draws_items_make_its_items(seed, batch):
+    shape = (batch, *SHAPE[1:])
+    each = torch.cat([recipe.noise(shape) for recipe in Recipe.from_seed(seed).for_items(batch)])
+    assert torch.equal(each, draw(shape, seed))
+
+
+@given(recipes(), st.integers(2, 4))
+def test_one_draw_finds_the_recipe_of_the_whole_batch(recipe, batch):
+    whole = replace(recipe, row=None).for_batch(batch)
+    assert one_draw(whole.for_items(batch)) == whole
+
+
+def test_items_of_different_draws_have_no_recipe_in_common():
+    first, second = (Recipe.from_seed(seed).for_items(2) for seed in (1, 2))
+    assert one_draw((first[0], second[1])) is None
+    assert one_draw((first[1], first[0])) is None
+    assert one_draw(Recipe.from_seed(1).for_items(3)[:2]) is None
+
+
 def test_cast_after_drawing():
     recipe = Recipe.from_seed(9)
     assert torch.equal(recipe.noise(SHAPE, torch.float16), recipe.noise(SHAPE).to(torch.float16))
+
+
+def test_derived_seeds_are_seeds_and_differ_by_every_name():
+    names = [(), (0,), (1,), ("path", 0, 1), ("path", 1, 0), ("path", 0, 11)]
+    derived = [derive(seed, *name) for seed in (0, 1, 2**64 - 1) for name in names]
+    assert len(set(derived)) == len(derived)
+    assert all(0 <= seed < 2**64 for seed in derived)
+    assert derive(5, "path", 2) == derive(5, "path", 2)
 
 
 # Rotate
@@ -211,7 +243,10 @@ SCALARS = (
     | st.floats(allow_nan=True, allow_infinity=True)
     | st.text()
 )
-KEYS = st.sampled_from(["seed", "moves", "row", "batch", "batch_index", "version", "move", "angle"]) | st.text()
+KEYS = (
+    st.sampled_from(["seed", "moves", "row", "batch", "batch_index", "jumps", "version", "move", "angle", "from", "to"])
+    | st.text()
+)
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5))
 
 
@@ -248,6 +283,13 @@ def test_a_move_with_one_entry_spoiled_is_read_or_refused(move, data):
     spoiled = move.to_dict()
     spoiled[data.draw(KEYS)] = data.draw(JSON)
     refused_or_read(json.dumps({"seed": 1, "moves": [spoiled]}))
+
+
+@given(JUMPS, st.data())
+def test_a_jump_with_one_entry_spoiled_is_read_or_refused(jump, data):
+    spoiled = jump.to_dict()
+    spoiled[data.draw(KEYS)] = data.draw(JSON)
+    refused_or_read(json.dumps({"seed": 1, "jumps": [spoiled]}))
 
 
 @pytest.mark.parametrize("depth", [100, 900, 5_000, 200_000])
@@ -303,6 +345,13 @@ def test_nesting_too_deep_to_print_is_refused():
         ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1, "angle": 181}]}', "0 to 180 degrees, not 181"),
         ('{"seed": 1, "moves": [{"move": "rotate", "seed": 1, "angle": true}]}', "not True"),
         ('{"seed": 1, "moves": [{"move": "rotate", "seed": -1, "angle": 1}]}', "recipe move seed must be"),
+        ('{"seed": 1, "jumps": 3}', "recipe jumps must be a list of at most 4096, not 3"),
+        ('{"seed": 1, "jumps": [{"seed": 1, "from": 0.1}]}', "a jump has seed, from and to"),
+        ('{"seed": 1, "jumps": [{"seed": 1, "from": 0.5, "to": 0.5}]}', "up to a higher one"),
+        ('{"seed": 1, "jumps": [{"seed": 1, "from": 0.5, "to": 1.5}]}', "up to a higher one"),
+        ('{"seed": 1, "jumps": [{"seed": 1, "from": NaN, "to": 0.5}]}', "up to a higher one"),
+        ('{"seed": 1, "jumps": [{"seed": 1, "from": false, "to": true}]}', "up to a higher one"),
+        ('{"seed": 1, "jumps": [{"seed": -1, "from": 0.1, "to": 0.5}]}', "recipe jump seed must be"),
     ],
 )
 def test_the_message_repeats_what_is_wrong(text, said):

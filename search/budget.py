@@ -1,0 +1,162 @@
+"""Budgets: how much a search may spend, and what it has spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .aggregate import Aggregator
+from .engine import Engine
+from .log import FINAL, Candidate, SearchLog
+
+SLACK = 1e-9
+
+
+class BudgetSpent(Exception):
+    """The search may not go on. Algorithms let it pass, or catch it to finish what they deliver."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits; whichever is reached first ends the search.
+
+    candidates: stock images' worth of compute, 1 or more; the unit is the NFE of candidate 0, the stock run.
+    nfe: rows through the denoiser for the whole search. seconds: of sampling, decoding and scoring. target: a score at
+    which every item of the batch is good enough. patience: candidates in a row that improve nothing. None: no limit.
+    """
+
+    candidates: int = 8
+    nfe: int | None = None
+    seconds: float | None = None
+    target: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "nfe", "seconds", "patience"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"a budget's {name} must be above 0, not {value}")
+
+    def check(self, aggregator: Aggregator, members: int) -> None:
+        """Raises ValueError where a target score means nothing: the score is a place in the pool."""
+        if self.target is not None and aggregator.relative(members):
+            raise ValueError(
+                f"a target score of {self.target:g} means nothing with several verifiers combined by "
+                f"{aggregator.method.replace('_', ' ')}: such a score says how a candidate compares with the others "
+                "and moves with them. Remove the target, use one verifier, or combine them by weighted sum."
+            )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some work takes: rows through the denoiser, and seconds."""
+
+    nfe: float = 0.0
+    seconds: float = 0.0
+
+    def times(self, count: float) -> Cost:
+        return Cost(self.nfe * count, self.seconds * count)
+
+
+class Spending:
+    """Books of one search: what each kind of work costs, what is left, and why the search ended."""
+
+    def __init__(self, budget: Budget, log: SearchLog, engine: Engine):
+        budget.check(log.aggregator, len(log.members))
+        self.budget = budget
+        self.log = log
+        self.engine = engine
+        self.costs: dict[str, tuple[Cost, int]] = {}  # by kind: in total, and how often
+        self.unit: Cost | None = None  # the stock run
+        self.since_better = 0
+        self.reason = ""
+
+    @property
+    def nfe(self) -> int:
+        """Rows through the denoiser so far."""
+        return self.log.nfe + self.engine.pending()[0]
+
+    @property
+    def seconds(self) -> float:
+        return self.log.seconds + self.engine.pending()[1]
+
+    @property
+    def limit(self) -> float:
+        """NFE that may be spent; endless until the stock run is measured."""
+        by_candidates = self.budget.candidates * self.unit.nfe if self.unit else math.inf
+        return min(by_candidates, self.budget.nfe or math.inf)
+
+    @property
+    def fraction(self) -> float:
+        """How much of the budget is spent, 0 to 1."""
+        return min(max(self.nfe / (self.limit or math.inf), self.seconds / (self.budget.seconds or math.inf)), 1.0)
+
+    def book(self, kind: str, nfe: float, seconds: float) -> None:
+        """Takes down what a piece of work cost. The first piece is the stock run, the unit of the budget."""
+        if self.unit is None:
+            self.unit = Cost(nfe, seconds)
+        total, times = self.costs.get(kind, (Cost(), 0))
+        self.costs[kind] = Cost(total.nfe + nfe, total.seconds + seconds), times + 1
+
+    def seen(self, candidate: Candidate) -> None:
+        """Takes down whether a candidate improved anything, for the patience."""
+        better = any(self.log.best(row, candidate.stage) is candidate for row in range(self.log.rows))
+        self.since_better = 0 if better else self.since_better + 1
+
+    def predict(self, kind: str, steps: int) -> Cost:
+        """What one more will cost: the mean of those measured, or before that as many of the stock run's steps."""
+        if kind in self.costs:
+            total, times = self.costs[kind]
+            return total.times(1 / times)
+        if self.unit is None or not steps:
+            return Cost()
+        # A higher-order sampler takes several evaluations a step, fewer in its last: rather too much than too little.
+        of_stock = self.engine.rows * max(self.engine.steps, 1)
+        return Cost(
+            math.ceil(self.unit.nfe / of_stock) * self.engine.rows * steps, self.unit.seconds * steps / of_stock
+        )
+
+    def affords(self, *costs: Cost) -> bool:
+        """Whether all of this together still fits."""
+        return self._lacking(costs) is None
+
+    def refuse(self, *costs: Cost) -> BudgetSpent:
+        """Writes down what it is that this does not fit."""
+        self.reason = self._lacking(costs) or self.reason
+        return BudgetSpent(self.reason)
+
+    def left(self) -> float:
+        """NFE that still may be spent, as far as the seconds allow at the speed so far."""
+        nfe = self.limit - self.nfe
+        if self.budget.seconds is not None and self.nfe:
+            nfe = min(nfe, (self.budget.seconds - self.seconds) * self.nfe / max(self.seconds, SLACK))
+        return max(nfe, 0.0)
+
+    def satisfied(self, patient: bool = False) -> bool:
+        """Whether to end although there is budget left: the target is reached, or (unless `patient`) patience at its
+        end."""
+        target, patience, log = self.budget.target, self.budget.patience, self.log
+        if target is not None and log.of_stage(FINAL) and all(best >= target for best in self._best_scores()):
+            self.reason = f"the target score of {target:g} is reached"
+            return True
+        if not patient and patience is not None and self.since_better >= patience:
+            self.reason = f"patience is at its end: {patience} candidates in a row were no better"
+            return True
+        return False
+
+    def _best_scores(self) -> list[float]:
+        return [float(self.log.scores(row)[self.log.best(row).index]) for row in range(self.log.rows)]
+
+    def _lacking(self, costs: Sequence[Cost]) -> str | None:
+        """The limit that these costs do not fit, in words."""
+        nfe, seconds = sum(cost.nfe for cost in costs), sum(cost.seconds for cost in costs)
+        candidates = self.budget.candidates
+        if self.unit is not None and not self.unit.nfe and len(self.log.candidates) >= candidates:
+            return f"the budget of {candidates} candidates is spent"  # a schedule without steps
+        if self.nfe + nfe > self.limit + SLACK:
+            of = f"{candidates} candidates (" if self.unit and self.limit == candidates * self.unit.nfe else ""
+            return f"the budget of {of}{self.limit:,.0f} NFE{')' if of else ''} is spent"
+        if self.budget.seconds is not None and self.seconds + seconds > self.budget.seconds:
+            return f"the budget of {self.budget.seconds:g} seconds is spent"
+        return None

@@ -1,0 +1,140 @@
+"""Draft and Final."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from .aggregate import spearman
+from .budget import BudgetSpent
+from .engine import Recipes
+from .log import DRAFT, Candidate, SearchLog
+from .random_search import RandomSearch
+from .recipe import Jump, Recipe
+from .run import Algorithm, Run
+
+LOW_CORRELATION = 0.3
+ENOUGH_PAIRS = 4  # finals to speak of a correlation
+
+
+@dataclass(frozen=True)
+class DraftAndFinal:
+    """Ranks cheap drafts, renders the best in full and decides on those (cheaper search iterations, Fig. 10 of Ma et
+    al., arXiv 2501.09732; draft and refine as in Flash-BoN, arXiv 2607.04461).
+
+    `inner` searches on a schedule of `draft_steps` of the full schedule's own sigmas, so that draft and final are the
+    same trajectory, coarse and fine; then the best `finals` drafts are rendered on all sigmas, and the winner is
+    chosen by the scores of the finals alone. Stock (candidate 0) is always among them. draft_steps 0: a quarter of the
+    steps, at least 6 (3 where there are fewer than 12). finals 0: the square root of the number of drafts.
+
+    Reports the rank correlation between drafts and finals: where it is low, the drafts did not show which noise is
+    better. For samplers that add no noise of their own: with others a draft is another image.
+    """
+
+    inner: Algorithm = field(default_factory=RandomSearch)
+    draft_steps: int = 0
+    finals: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inner, DraftAndFinal):
+            raise ValueError("Draft and Final cannot search by Draft and Final; connect another search to it")
+        if self.draft_steps < 0 or self.finals < 0:
+            raise ValueError(f"draft_steps ({self.draft_steps}) and finals ({self.finals}) must be 0 or more")
+
+    @property
+    def name(self) -> str:
+        return f"draft and final ({self.inner.name})"
+
+    def __call__(self, run: Run, seed: int) -> None:
+        steps = self.steps(run.engine.steps)
+        if not run.engine.deterministic:
+            raise ValueError(
+                "Draft and Final needs a sampler that adds no noise of its own, such as euler, heun, dpmpp_2m or "
+                "uni_pc. With this one (ancestral, SDE, LCM and the like) a draft and its final are different images. "
+                "Choose another sampler, or search without Draft and Final."
+            )
+        stock = run.stock(seed)
+        drafting = run.drafts(steps, DRAFT, lambda: [run.cost(self.inner.path()).times(self._finals(run))])
+        with suppress(BudgetSpent):
+            self.inner(drafting, seed)
+        # Out of patience, the promised finals remain to be made; else all that the budget has room for.
+        most = self._finals(run) if run.spending.satisfied() else math.inf
+        try:
+            for rank in count():
+                recipes = self._ranked(run, stock, rank)
+                if rank >= most:
+                    return
+                if recipes is None:
+                    break
+                run.render([recipes], closing=True)
+        finally:
+            self._report(run)
+        for draw in count(seed + 1 + len(run.log.of_stage(DRAFT))):  # too little is left for a draft and its final
+            run.render([(Recipe.from_seed(draw),)])
+
+    def path(self) -> Sequence[Jump]:
+        return self.inner.path()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "draft_steps": self.draft_steps or "a quarter",
+            "finals": self.finals or "the square root of the drafts",
+            **self.inner.settings(),
+        }
+
+    def steps(self, full: int) -> int:
+        """How many steps a draft has where the final has `full`. Raises ValueError where that saves nothing."""
+        wanted = self.draft_steps or max(6 if full >= 12 else 3, round(full / 4))
+        if wanted >= full:
+            raise ValueError(
+                f"a draft of {wanted} steps is no cheaper than the sampler's {full}. Set draft_steps below {full}"
+                + (", or search without Draft and Final." if full <= 3 else ".")
+            )
+        return wanted
+
+    def _finals(self, run: Run) -> int:
+        """How many drafts must remain payable in full once the next draft is there."""
+        return self.finals or math.ceil(math.sqrt(len(run.log.of_stage(DRAFT)) + 1))
+
+    def _ranked(self, run: Run, stock: Candidate, rank: int) -> Recipes | None:
+        """The recipes of the drafts at this rank, every item of the batch by its own order, stock left out."""
+        recipes = []
+        for row in range(run.rows):
+            order = [run.log.candidates[index] for index in run.log.order(row, DRAFT)]
+            others = [draft for draft in order if draft.recipes != stock.recipes]
+            if rank >= len(others):
+                return None
+            recipes.append(others[rank].recipes[row])
+        return tuple(recipes)
+
+    def _report(self, run: Run) -> None:
+        """Writes down how well the drafts foretold the finals, by the mean over the items of the batch."""
+        log = run.log
+        log.findings["drafts"] = len(log.of_stage(DRAFT))
+        log.findings["draft_steps"] = self.steps(run.engine.steps)
+        correlations = [_correlation(log, row) for row in range(log.rows)]
+        if not correlations or None in correlations:
+            return
+        correlation = sum(filter(None, correlations)) / len(correlations)
+        log.findings["draft_final_rank_correlation"] = round(correlation, 4)
+        if correlation < LOW_CORRELATION:
+            log.warnings.append(
+                f"Drafts and finals rank the noises differently (rank correlation {correlation:.2f}): a draft of "
+                f"{self.steps(run.engine.steps)} steps says little about the finished image here. Raise draft_steps, "
+                "or search without Draft and Final."
+            )
+
+
+def _correlation(log: SearchLog, row: int) -> float | None:
+    """Spearman's correlation of the scores of drafts and finals of the same noise; None where there are too few."""
+    scores = log.scores(row)
+    drafts = {draft.recipes[row]: draft.index for draft in log.of_stage(DRAFT)}
+    pairs = [(drafts[final.recipes[row]], final.index) for final in log.of_stage() if final.recipes[row] in drafts]
+    if len(pairs) < ENOUGH_PAIRS:
+        return None
+    draft, final = zip(*pairs, strict=True)
+    return spearman(scores[list(draft)], scores[list(final)])

@@ -1,0 +1,153 @@
+"""Search over Paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from .budget import Cost
+from .engine import State
+from .log import Candidate
+from .recipe import Jump, Recipe, derive
+from .run import Run
+
+FEWEST_BRANCHES = 2  # with a single branch there is nothing to choose
+
+
+@dataclass(frozen=True)
+class SearchOverPaths:
+    """Goes back up in noise again and again, and keeps the best ways down (Search over Paths, Paths-N, Ma et al.,
+    arXiv 2501.09732, section 3.2).
+
+    1. `paths` noises are sampled down to noise level `sigma`. 2. From each, `branches` fresh noises take it back up by
+    `forward`, 3. and it is sampled down again by `backward`. 4. The x0 predictions are scored and the best `paths`
+    branches stay. 2 to 4 repeat, `backward - forward` lower each time, until level 0; there the branches are finished
+    images, and the best of them wins. Levels are 1 (noise) to 0 (clean): the sigma of a flow model, the timestep over
+    the number of timesteps of others. The defaults are the paper's (Table 6).
+
+    branches 0: as many as one pass within the budget can have (the paper's scaling axis). With a given number, passes
+    with new noises follow until the budget is spent. A pass that the budget cannot hold is cut short: its paths are
+    finished as they are. What is too little for a pass goes into plain noises.
+    """
+
+    paths: int = 2
+    branches: int = 0
+    sigma: float = 0.11
+    forward: float = 0.78
+    backward: float = 0.81
+    name: str = field(default="search over paths", init=False)
+
+    def __post_init__(self) -> None:
+        if self.paths < 1 or self.branches < 0:
+            raise ValueError(
+                f"Search over Paths needs 1 or more paths and 0 or more branches, not {self.paths} and {self.branches}"
+            )
+        if not self.backward > self.forward:
+            raise ValueError(
+                f"delta_backward ({self.backward:g}) must be larger than delta_forward ({self.forward:g}): otherwise "
+                "every round ends at a noise level no lower than the one before, and the search never ends"
+            )
+        if not (0 < self.sigma < 1 and self.forward > 0 and self.sigma + self.forward <= 1):
+            raise ValueError(
+                f"sigma ({self.sigma:g}) and delta_forward ({self.forward:g}) must be above 0, and their sum at most "
+                "1, which is pure noise"
+            )
+
+    def __call__(self, run: Run, seed: int) -> None:
+        run.stock(seed)
+        seeds = count(seed)
+        for number in count():
+            if not self._fits(run):
+                break
+            self._pass(run, seeds, lambda *names, number=number: derive(seed, "path", number, *names))
+        for draw in seeds:
+            if draw != seed:  # which is stock
+                run.render([(Recipe.from_seed(draw),)])
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "paths": self.paths,
+            "branches": self.branches or "as many as the budget allows",
+            "sigma": self.sigma,
+            "delta_forward": self.forward,
+            "delta_backward": self.backward,
+        }
+
+    def path(self) -> tuple[Jump, ...]:
+        return tuple(Jump(0, level, level + self.forward) for level in self.levels()[:-1])
+
+    def levels(self) -> list[float]:
+        """The noise levels at which branches are compared, from `sigma` (where the paths begin) to 0."""
+        step = self.backward - self.forward
+        rounds = math.ceil(round(self.sigma / step, 6))
+        return [max(round(self.sigma - index * step, 9), 0.0) for index in range(rounds)] + [0.0]
+
+    def _pass(self, run: Run, seeds: Iterator[int], draw) -> None:
+        levels = self.levels()
+        branches = self.branches or self._affordable(run)
+        paths = [run.denoise(run.start((Recipe.from_seed(next(seeds)),)), self.sigma) for _ in range(self.paths)]
+        for number, (level, below) in enumerate(zip(levels, levels[1:], strict=False)):
+            fewer = self._affordable_now(run, level, below, branches)
+            if not fewer:
+                break
+            found = []
+            for i, path in enumerate(paths):
+                for j in range(fewer):
+                    up = run.renoise(path, level + self.forward, draw(number, i, j))
+                    down = run.denoise(up, below)
+                    found.append((down, run.score(down)))
+            paths = self._best(run, found)
+        else:
+            return
+        for path in paths:
+            run.score(run.denoise(path, 0.0), closing=True)
+
+    def _best(self, run: Run, found: list[tuple[State, Candidate]]) -> list[State]:
+        """The best `paths` of the branches, every item of the batch by its own order."""
+        ranked = []
+        for row in range(run.rows):
+            scores = run.log.scores(row)
+            ranked.append(sorted(found, key=lambda branch: -float(scores[branch[1].index])))
+        return [run.join([branches[rank][0] for branches in ranked]) for rank in range(min(self.paths, len(found)))]
+
+    # What things cost
+
+    def _beginning(self, run: Run) -> Cost:
+        return run.segment_cost(1.0, self.sigma).times(self.paths)
+
+    def _round(self, run: Run, level: float, below: float) -> Cost:
+        """One branch of every path."""
+        segment, score = run.segment_cost(level + self.forward, below), run.score_cost(below)
+        return Cost(segment.nfe + score.nfe, segment.seconds + score.seconds).times(self.paths)
+
+    def _ending(self, run: Run, level: float) -> Cost:
+        """Finishing all paths from a level."""
+        if level == 0:
+            return Cost()
+        segment, score = run.segment_cost(level, 0.0), run.score_cost(0.0)
+        return Cost(segment.nfe + score.nfe, segment.seconds + score.seconds).times(self.paths)
+
+    def _affordable(self, run: Run) -> int:
+        """Branches for which one whole pass spends what is left."""
+        levels = self.levels()
+        left = run.left() - self._beginning(run).nfe
+        each = sum(self._round(run, *ends).nfe for ends in zip(levels, levels[1:], strict=False))
+        return max(int(left / each), FEWEST_BRANCHES)
+
+    def _affordable_now(self, run: Run, level: float, below: float, branches: int) -> int:
+        """How many branches this round can have so that its paths can still be finished; 0: finish them now."""
+        fewest = min(FEWEST_BRANCHES, branches)
+        for wanted in range(branches, fewest - 1, -1):
+            if run.affords(self._round(run, level, below).times(wanted), self._ending(run, below)):
+                return wanted
+        return 0
+
+    def _fits(self, run: Run) -> bool:
+        """Whether at least one round of a pass can be had."""
+        levels = self.levels()
+        fewest = min(FEWEST_BRANCHES, self.branches or FEWEST_BRANCHES)
+        first = self._round(run, *levels[:2]).times(fewest)
+        return run.affords(self._beginning(run), first, self._ending(run, levels[1]))

@@ -1,0 +1,214 @@
+"""One search under way: what the algorithms hold on to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from .budget import Budget, BudgetSpent, Cost, Spending
+from .engine import Engine, Recipes, Rendered, State
+from .log import FINAL, PREVIEW, Candidate, Pool, SearchLog
+from .recipe import Jump, Recipe
+
+OnCandidate = Callable[["Run", Candidate], None]
+
+
+class Algorithm(Protocol):
+    """A way to search. Renders stock first, then goes on until its run says that the budget is spent."""
+
+    @property
+    def name(self) -> str:
+        """For people, such as "random search"."""
+        ...
+
+    def __call__(self, run: Run, seed: int) -> None: ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """What the log should say of it."""
+        ...
+
+    def path(self) -> Sequence[Jump]:
+        """The jumps of a typical candidate of its: what it takes to make one again."""
+        ...
+
+
+class Run:
+    """Makes candidates within the budget and writes each into the pool as it comes.
+
+    stage: of the finished candidates ("final", or "draft" inside Draft and Final). reserve: what has to stay unspent.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: Pool,
+        spending: Spending,
+        on_candidate: OnCandidate | None = None,
+        stage: str = FINAL,
+        reserve: Callable[[], Sequence[Cost]] = tuple,
+    ):
+        self.engine = engine
+        self.pool = pool
+        self.spending = spending
+        self.on_candidate = on_candidate
+        self.stage = stage
+        self.reserve = reserve
+
+    @property
+    def log(self) -> SearchLog:
+        return self.pool.log
+
+    @property
+    def rows(self) -> int:
+        """Items of the latent batch. They are searched side by side, each with its own pivot, order and winner."""
+        return self.engine.rows
+
+    def stock(self, seed: int) -> Candidate:
+        """The run without any search. In a new search its cost is the unit of the budget, and it comes whatever the
+        budget is: a search always has an image."""
+        if self.spending.unit is not None:
+            [candidate] = self.render([(Recipe.from_seed(seed),)])
+            return candidate
+        [rendered] = self.engine.render([(Recipe.from_seed(seed),)])
+        candidate = self._add(rendered)
+        if self.spending.satisfied():
+            raise BudgetSpent
+        return candidate
+
+    def render(self, candidates: Sequence[Recipes], closing: bool = False) -> list[Candidate]:
+        """Whole trajectories: as many of these, in order, as the budget allows.
+
+        closing: they only finish what was decided, so patience does not count. Raises BudgetSpent where not even one
+        fits, and as soon as the target is reached or patience is at its end.
+        """
+        costs: list[Cost] = []
+        for recipes in candidates:
+            cost = self.cost(recipes[0].jumps)
+            if not self.affords(*costs, cost):
+                break
+            costs.append(cost)
+        if not costs:
+            raise self.spending.refuse(cost, *self.reserve())
+        made = []
+        for rendered in self.engine.render(candidates[: len(costs)]):
+            made.append(self._add(rendered))
+            if self.spending.satisfied(patient=closing):
+                raise BudgetSpent
+        return made
+
+    def start(self, recipes: Recipes) -> State:
+        """The noise of these recipes."""
+        return self.engine.start(recipes)
+
+    def denoise(self, state: State, level: float) -> State:
+        """Samples down to a noise level."""
+        nfe, seconds = self.engine.pending()
+        there = self.engine.denoise(state, level)
+        now = self.engine.pending()
+        self.spending.book(self._segment(state.level, level), now[0] - nfe, now[1] - seconds)
+        return there
+
+    def renoise(self, state: State, level: float, seed: int) -> State:
+        """Back up to a noise level."""
+        return self.engine.renoise(state, level, seed)
+
+    def join(self, states: Sequence[State]) -> State:
+        """Item r of the batch from states[r]."""
+        return states[0] if self.rows == 1 else self.engine.join(states)
+
+    def score(self, state: State, closing: bool = False) -> Candidate:
+        """Scores the x0 prediction of a state, or at level 0 the finished candidate. Raises as `render` does."""
+        pending = self.engine.pending()
+        candidate = self._log(self.engine.score(state), PREVIEW if state.level > 0 else self.stage)
+        nfe, seconds = candidate.nfe - pending[0], sum(candidate.seconds.values()) - pending[1]
+        self.spending.book(self._look(state.level), nfe, seconds)
+        if self.spending.satisfied(patient=closing):
+            raise BudgetSpent
+        return candidate
+
+    def best(self, candidates: Sequence[Candidate], row: int = 0) -> Candidate:
+        """The best of these for one item of the batch, by its place among all so far; of equal ones the first."""
+        scores = self.log.scores(row)
+        return max(candidates, key=lambda candidate: float(scores[candidate.index]))
+
+    def affords(self, *costs: Cost) -> bool:
+        """Whether this still fits beside what is reserved."""
+        return self.spending.affords(*costs, *self.reserve())
+
+    def left(self) -> float:
+        """NFE left beside what is reserved."""
+        return max(self.spending.left() - sum(cost.nfe for cost in self.reserve()), 0.0)
+
+    def cost(self, jumps: Sequence[Jump] = ()) -> Cost:
+        """Of a whole trajectory, with these jumps on its way."""
+        steps, level = self.engine.steps, 1.0
+        if jumps:
+            steps = 0
+            for jump in jumps:
+                steps, level = steps + self.engine.steps_between(level, jump.start), jump.to
+            steps += self.engine.steps_between(level, 0.0)
+        return self.spending.predict(self._whole(jumps), steps)
+
+    def segment_cost(self, start: float, end: float) -> Cost:
+        """Of sampling from one noise level down to another."""
+        return self.spending.predict(self._segment(start, end), self.engine.steps_between(start, end))
+
+    def score_cost(self, level: float) -> Cost:
+        """Of scoring a state: above level 0 it takes one evaluation per item."""
+        return self.spending.predict(self._look(level), 1 if level > 0 else 0)
+
+    def drafts(self, steps: int, stage: str, reserve: Callable[[], Sequence[Cost]]) -> Run:
+        """The same search on a coarser schedule, which leaves `reserve` unspent."""
+        return Run(self.engine.drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve)
+
+    def _whole(self, jumps: Sequence[Jump]) -> str:
+        return " ".join([self.stage, *(f"{jump.start:.6f} to {jump.to:.6f}" for jump in jumps)])
+
+    def _segment(self, start: float, end: float) -> str:
+        return f"{self.stage} from {start:.6f} to {end:.6f}"
+
+    def _look(self, level: float) -> str:
+        return f"{self.stage} {'x0' if level > 0 else 'image'}"
+
+    def _add(self, rendered: Rendered) -> Candidate:
+        candidate = self._log(rendered, self.stage)
+        kind = self._whole(rendered.recipes[0].jumps)
+        self.spending.book(kind, candidate.nfe, sum(candidate.seconds.values()))
+        return candidate
+
+    def _log(self, rendered: Rendered, stage: str) -> Candidate:
+        candidate = self.pool.add(rendered, stage)
+        self.spending.seen(candidate)
+        if self.on_candidate is not None:
+            self.on_candidate(self, candidate)
+        return candidate
+
+
+def search(
+    algorithm: Algorithm,
+    engine: Engine,
+    pool: Pool,
+    seed: int,
+    budget: Budget | None = None,
+    on_candidate: OnCandidate | None = None,
+) -> Pool:
+    """Runs an algorithm until its budget is spent; the pool then holds its candidates and the results of the best.
+
+    Candidates that a rank-based order brought back among the best after their results were let go are rendered again.
+    Raises ValueError for a budget or an algorithm that does not fit the engine.
+    """
+    log = pool.log
+    run = Run(engine, pool, Spending(budget or Budget(), log, engine), on_candidate)
+    with suppress(BudgetSpent):
+        algorithm(run, seed)
+    log.stopped = run.spending.reason
+    for index in pool.missing():
+        [rendered] = engine.render([log.candidates[index].recipes])
+        pool.restore(index, rendered)
+    if any(log.hardly_varies(row) for row in range(log.rows)):
+        log.warnings.append(
+            "The scores hardly vary between candidates (by less than 1 % of the verifier's usual range). Distilled "
+            "models give nearly the same image for every seed: there is little that a search can find."
+        )
+    return pool
