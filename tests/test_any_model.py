@@ -30,7 +30,9 @@ SIDE = 64  # pixels of the picture that belongs to a latent of 8x8
 
 MODELS = tuple(tiny_models.BUILDERS)
 UNETS = ("sd15", "sd15_v", "sdxl")
-ONE_TENSOR = tuple(name for name in MODELS if name != "ltxav")  # ComfyUI samples several as one flat row, without areas
+# A latent of several tensors is sampled as one flat row, in which an area or a mask of the picture has no place:
+# ComfyUI stops with an error about shapes.
+ONE_TENSOR = tuple(name for name in MODELS if name != "ltxav")
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,21 @@ def with_hooks(setup, tiny):
     return dataclasses.replace(setup, positive=comfy.hooks.set_hooks_for_conditioning(setup.positive, hooks))
 
 
+class HintVae:
+    """Encodes pictures for a ControlNet that takes latents."""
+
+    def spacial_compression_encode(self):
+        return 8
+
+    def encode(self, pixels):
+        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return small.mean(dim=1, keepdim=True).repeat(1, 16, 1, 1)
+
+
 def with_controlnet(setup, tiny):
     hint = torch.rand(1, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(3))
     positive, negative = comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(
-        setup.positive, setup.negative, tiny_models.unet_controlnet(tiny.name), hint, 1.0, 0.0, 1.0
+        setup.positive, setup.negative, tiny_models.controlnet(tiny.name), hint, 1.0, 0.0, 1.0, vae=HintVae()
     )
     return dataclasses.replace(setup, positive=positive, negative=negative)
 
@@ -134,7 +147,7 @@ def with_cfg_function(setup, tiny):
 FEATURES = {
     "LoRA": Feature(with_lora),
     "hooks": Feature(with_hooks),
-    "ControlNet": Feature(with_controlnet, UNETS),
+    "ControlNet": Feature(with_controlnet, tuple(tiny_models.CONTROLNETS)),
     "inpaint mask": Feature(with_mask, image=True),
     "areas": Feature(with_areas, ONE_TENSOR),
     "masked conditioning": Feature(with_masked_conditioning, ONE_TENSOR),
@@ -323,7 +336,7 @@ def test_a_later_candidate_is_the_ksampler_with_a_later_seed(name):
 @with_every_feature
 def test_a_later_candidate_is_the_ksampler_with_a_later_seed_and_with(name, feature):
     second = stock(name, feature, SEED + 1)["samples"]
-    result = searched(sampling_of(made(name, feature)), Likes(decoded(second)), candidates=3)
+    result = searched(sampling_of(made(name, feature)), Likes(decoded(second)), candidates=2)
     assert equal(result.latent["samples"], second)
 
 

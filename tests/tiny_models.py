@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import comfy.controlnet
+import comfy.ldm.flux.controlnet
 import comfy.ldm.flux.model
 import comfy.ldm.lightricks.av_model
 import comfy.ldm.modules.diffusionmodules.mmdit
@@ -25,10 +26,13 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from comfy.cldm.cldm import ControlNet
+from comfy.cldm.dit_embedder import ControlNetEmbedder
 from comfy.ops import disable_weight_init
 
 TOKENS = 5  # of a prompt
 POOLED = 32
+SDXL_ADM = POOLED + 6 * 256  # with ComfyUI's embedding of the six numbers of a picture's size
+SD3_POOLED = 2048  # ComfyUI takes it for granted in a ControlNet of SD3.5
 UNET_CHANNELS = 64  # the narrowest that ComfyUI's ControlNet loader gives a whole attention head of 64
 
 
@@ -121,7 +125,7 @@ def unet_config(context_width: int, linear: bool, adm: int | None = None) -> dic
         "out_channels": 4,
         "model_channels": UNET_CHANNELS,
         "num_res_blocks": [1, 1],
-        "channel_mult": [1, 2],
+        "channel_mult": [1, 1],
         "transformer_depth": [1, 1],
         "transformer_depth_output": [1, 1, 1, 1],
         "transformer_depth_middle": 1,
@@ -168,8 +172,7 @@ def sd15_v() -> TinyModel:
 @cache
 def sdxl() -> TinyModel:
     """SDXL: UNet with pooled text and picture sizes, EPS."""
-    sizes = 6 * 256  # ComfyUI's embedding of the six numbers
-    model = unet(comfy.supported_models.SDXL, unet_config(32, linear=True, adm=POOLED + sizes), seed=3)
+    model = unet(comfy.supported_models.SDXL, unet_config(32, linear=True, adm=SDXL_ADM), seed=3)
     return TinyModel("sdxl", model, UNET_LATENT, 32, UNET_LORA, pooled_width=POOLED)
 
 
@@ -180,7 +183,7 @@ def sd3() -> TinyModel:
         input_size=None,
         in_channels=16,
         depth=2,
-        adm_in_channels=POOLED,
+        adm_in_channels=SD3_POOLED,
         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 128}},
         num_patches=16 * 16,
         pos_embed_max_size=16,
@@ -188,36 +191,39 @@ def sd3() -> TinyModel:
         operations=disable_weight_init,
     )
     layers = ("transformer.transformer_blocks.0.attn.to_out.0", "transformer.transformer_blocks.0.ff_context.net.2")
-    return TinyModel("sd3", from_state_dict(network, seed=4), ((16, 8, 8),), 32, layers, pooled_width=POOLED)
+    return TinyModel("sd3", from_state_dict(network, seed=4), ((16, 8, 8),), 32, layers, pooled_width=SD3_POOLED)
+
+
+def flux_config() -> dict[str, Any]:
+    """One double and one single block, under ComfyUI's names."""
+    return {
+        "image_model": "flux",
+        "in_channels": 16,
+        "out_channels": 16,
+        "vec_in_dim": POOLED,
+        "context_in_dim": 32,
+        "hidden_size": 128,
+        "mlp_ratio": 4.0,
+        "num_heads": 1,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [16, 56, 56],
+        "theta": 10000,
+        "patch_size": 2,
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "txt_ids_dims": [],
+        "dtype": torch.float32,
+        "operations": disable_weight_init,
+    }
 
 
 @cache
 def flux() -> TinyModel:
-    """Flux: one double and one single block with a guidance embedding, made for CFG 1."""
-    network = comfy.ldm.flux.model.Flux(
-        image_model="flux",
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=POOLED,
-        context_in_dim=32,
-        hidden_size=128,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=1,
-        depth_single_blocks=1,
-        axes_dim=[16, 56, 56],
-        theta=10000,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=True,
-        txt_ids_dims=[],
-        dtype=torch.float32,
-        operations=disable_weight_init,
-    )
+    """Flux with a guidance embedding, made for CFG 1."""
+    model = from_state_dict(comfy.ldm.flux.model.Flux(**flux_config()), seed=5)
     layers = ("lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_0_linear2")
-    return TinyModel(
-        "flux", from_state_dict(network, 5), ((16, 8, 8),), 32, layers, 1.0, POOLED, extras={"guidance": 3.5}
-    )
+    return TinyModel("flux", model, ((16, 8, 8),), 32, layers, 1.0, POOLED, extras={"guidance": 3.5})
 
 
 @cache
@@ -258,16 +264,45 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
 }
 
 
-@cache
-def unet_controlnet(name: str) -> Any:
-    """A ControlNet for `sd15`, `sd15_v` or `sdxl`, read by ComfyUI from its state dict as from a file."""
-    config = {
-        "sd15": unet_config(32, linear=False),
-        "sd15_v": unet_config(32, linear=True),
-        "sdxl": unet_config(32, linear=True, adm=POOLED + 6 * 256),
-    }[name]
+def unet_controlnet(config: dict[str, Any]) -> torch.nn.Module:
+    """The network of a ControlNet for a UNet of that `unet_config`."""
     config = {key: value for key, value in config.items() if key not in ("out_channels", "transformer_depth_output")}
-    network = ControlNet(
+    return ControlNet(
         **config, hint_channels=3, num_head_channels=64, dtype=torch.float32, operations=disable_weight_init
     )
-    return comfy.controlnet.load_controlnet_state_dict(dict(randomise(network, seed=8).state_dict()))
+
+
+def sd3_controlnet() -> torch.nn.Module:
+    """The network of a ControlNet for `sd3`, one block in Stability's format. It takes the hint as a latent."""
+    return ControlNetEmbedder(
+        img_size=None,
+        patch_size=2,
+        in_chans=16,
+        attention_head_dim=64,
+        num_attention_heads=2,
+        adm_in_channels=SD3_POOLED,
+        num_layers=1,
+        main_model_double=2,
+        double_y_emb=False,
+        device=None,
+        dtype=torch.float32,
+        operations=disable_weight_init,
+    )
+
+
+CONTROLNETS: dict[str, Callable[[], torch.nn.Module]] = {
+    "sd15": lambda: unet_controlnet(unet_config(32, linear=False)),
+    "sd15_v": lambda: unet_controlnet(unet_config(32, linear=True)),
+    "sdxl": lambda: unet_controlnet(unet_config(32, linear=True, adm=SDXL_ADM)),
+    "sd3": sd3_controlnet,
+    "flux": lambda: comfy.ldm.flux.controlnet.ControlNetFlux(**flux_config()),
+}
+
+
+@cache
+def controlnet(name: str) -> Any:
+    """A CONTROL_NET for one of `CONTROLNETS`, read by ComfyUI from its state dict as from a file."""
+    weights = randomise(CONTROLNETS[name](), seed=8).state_dict()
+    if name == "flux":  # files write it so, and ComfyUI knows them by it
+        weights = {key.replace("_norm.weight", "_norm.scale"): value for key, value in weights.items()}
+    return comfy.controlnet.load_controlnet_state_dict(dict(weights))
