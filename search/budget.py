@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .aggregate import Aggregator
 from .engine import Engine
-from .log import FINAL, Candidate, SearchLog
+from .log import FINAL, PREVIEW, Candidate, SearchLog
 
 SLACK = 1e-9
 
@@ -23,7 +23,8 @@ class Budget:
 
     candidates: stock images' worth of compute, 1 or more; the unit is the NFE of candidate 0, the stock run.
     nfe: rows through the denoiser for the whole search. seconds: of sampling, decoding and scoring. target: a score at
-    which every item of the batch is good enough. patience: candidates in a row that improve nothing. None: no limit.
+    which every item of the batch is good enough. patience: finished candidates in a row (drafts count, previews do not)
+    that improve nothing. None: no limit.
     """
 
     candidates: int = 8
@@ -37,6 +38,8 @@ class Budget:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"a budget's {name} must be above 0, not {value}")
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"a budget's target must be a score that can be reached, not {self.target}")
 
     def check(self, aggregator: Aggregator, members: int) -> None:
         """Raises ValueError where a target score means nothing: the score is a place in the pool."""
@@ -55,8 +58,14 @@ class Cost:
     nfe: float = 0.0
     seconds: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.nfe + other.nfe, self.seconds + other.seconds)
+
     def times(self, count: float) -> Cost:
         return Cost(self.nfe * count, self.seconds * count)
+
+
+NOTHING = Cost()
 
 
 class Spending:
@@ -67,7 +76,7 @@ class Spending:
         self.budget = budget
         self.log = log
         self.engine = engine
-        self.costs: dict[str, tuple[Cost, int]] = {}  # by kind: in total, and how often
+        self.costs: dict[str, tuple[int, float, float]] = {}  # by kind: how often, NFE in total, seconds of the fastest
         self.unit: Cost | None = None  # the stock run
         self.since_better = 0
         self.reason = ""
@@ -96,26 +105,26 @@ class Spending:
         """Takes down what a piece of work cost. The first piece is the stock run, the unit of the budget."""
         if self.unit is None:
             self.unit = Cost(nfe, seconds)
-        total, times = self.costs.get(kind, (Cost(), 0))
-        self.costs[kind] = Cost(total.nfe + nfe, total.seconds + seconds), times + 1
+        times, total, fastest = self.costs.get(kind, (0, 0.0, math.inf))
+        self.costs[kind] = times + 1, total + nfe, min(fastest, seconds)
 
     def seen(self, candidate: Candidate) -> None:
-        """Takes down whether a candidate improved anything, for the patience."""
+        """Takes down whether a candidate improved anything, for the patience. A preview shows too little to judge."""
+        if candidate.stage == PREVIEW:
+            return
         better = any(self.log.best(row, candidate.stage) is candidate for row in range(self.log.rows))
         self.since_better = 0 if better else self.since_better + 1
 
     def predict(self, kind: str, steps: int) -> Cost:
-        """What one more will cost: the mean of those measured, or before that as many of the stock run's steps."""
+        """What one more will cost: as those measured, or before that as many of the stock run's steps."""
         if kind in self.costs:
-            total, times = self.costs[kind]
-            return total.times(1 / times)
+            times, nfe, fastest = self.costs[kind]
+            return Cost(nfe / times, fastest)  # slower ones had to load a model first
         if self.unit is None or not steps:
             return Cost()
         # A higher-order sampler takes several evaluations a step, fewer in its last: rather too much than too little.
-        of_stock = self.engine.rows * max(self.engine.steps, 1)
-        return Cost(
-            math.ceil(self.unit.nfe / of_stock) * self.engine.rows * steps, self.unit.seconds * steps / of_stock
-        )
+        rows, stock = self.engine.rows, max(self.engine.steps, 1)
+        return Cost(math.ceil(self.unit.nfe / (rows * stock)) * rows * steps, self.unit.seconds * steps / stock)
 
     def affords(self, *costs: Cost) -> bool:
         """Whether all of this together still fits."""

@@ -58,23 +58,22 @@ class DraftAndFinal:
                 "Choose another sampler, or search without Draft and Final."
             )
         stock = run.stock(seed)
-        drafting = run.drafts(steps, DRAFT, lambda: [run.cost(self.inner.path()).times(self._finals(run))])
+        drafting = run.drafts(steps, DRAFT, lambda: [run.cost(self.inner.path()).times(self._finals(run, coming=1))])
         with suppress(BudgetSpent):
             self.inner(drafting, seed)
-        # Out of patience, the promised finals remain to be made; else all that the budget has room for.
-        most = self._finals(run) if run.spending.satisfied() else math.inf
+        # Out of patience, only the promised finals remain to be made; else all that the budget has room for.
+        impatient = run.spending.satisfied()
         try:
-            for rank in count():
+            for rank in range(self._finals(run)) if impatient else count():
                 recipes = self._ranked(run, stock, rank)
-                if rank >= most:
-                    return
                 if recipes is None:
                     break
                 run.render([recipes], closing=True)
         finally:
             self._report(run)
-        for draw in count(seed + 1 + len(run.log.of_stage(DRAFT))):  # too little is left for a draft and its final
-            run.render([(Recipe.from_seed(draw),)])
+        if not impatient:  # too little is left for a draft and its final
+            for draw in count(seed + 1 + len(run.log.of_stage(DRAFT))):
+                run.render([(Recipe.from_seed(draw),)])
 
     def path(self) -> Sequence[Jump]:
         return self.inner.path()
@@ -91,14 +90,16 @@ class DraftAndFinal:
         wanted = self.draft_steps or max(6 if full >= 12 else 3, round(full / 4))
         if wanted >= full:
             raise ValueError(
-                f"a draft of {wanted} steps is no cheaper than the sampler's {full}. Set draft_steps below {full}"
-                + (", or search without Draft and Final." if full <= 3 else ".")
+                f"a draft of {wanted} steps is no cheaper than the sampler's {full}. "
+                + (f"Set draft_steps below {full}, or search" if full > 1 else "Search")
+                + " without Draft and Final."
             )
         return wanted
 
-    def _finals(self, run: Run) -> int:
-        """How many drafts must remain payable in full once the next draft is there."""
-        return self.finals or math.ceil(math.sqrt(len(run.log.of_stage(DRAFT)) + 1))
+    def _finals(self, run: Run, coming: int = 0) -> int:
+        """How many drafts are to be rendered in full, once `coming` more are there. The draft of stock is not."""
+        drafts = len(run.log.of_stage(DRAFT)) + coming
+        return min(self.finals or math.ceil(math.sqrt(drafts)), max(drafts - 1, 1))
 
     def _ranked(self, run: Run, stock: Candidate, rank: int) -> Recipes | None:
         """The recipes of the drafts at this rank, every item of the batch by its own order, stock left out."""

@@ -60,7 +60,7 @@ class Engine(Protocol):
     deterministic: bool
 
     def pending(self) -> tuple[int, float]:
-        """(NFE, seconds) since the last answer: spent on a candidate that is under way."""
+        """(NFE, seconds) since the last answer, of this engine and its drafts: spent on a candidate under way."""
         ...
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:

@@ -150,7 +150,7 @@ class SearchLog:
         So it is with distilled models, whose seeds look alike: no search can help there. False where there are too few
         candidates to say, or a verifier has no usual range.
         """
-        made = [candidate for candidate in self.candidates if candidate.stage != PREVIEW]
+        made = max(self.of_stage(FINAL), self.of_stage(DRAFT), key=len)  # drafts as such score otherwise than finals
         if len(made) < ENOUGH or self.usual_ranges is None:
             return False
         weights = self.aggregator.weights or (1.0,) * len(self.members)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -82,28 +83,36 @@ class SearchOverPaths:
     def levels(self) -> list[float]:
         """The noise levels at which branches are compared, from `sigma` (where the paths begin) to 0."""
         step = self.backward - self.forward
-        rounds = math.ceil(round(self.sigma / step, 6))
+        rounds = max(math.ceil(round(self.sigma / step, 6)), 1)
         return [max(round(self.sigma - index * step, 9), 0.0) for index in range(rounds)] + [0.0]
 
-    def _pass(self, run: Run, seeds: Iterator[int], draw) -> None:
+    def _pass(self, run: Run, seeds: Iterator[int], draw: Callable[..., int]) -> None:
         levels = self.levels()
-        branches = self.branches or self._affordable(run)
         paths = [run.denoise(run.start((Recipe.from_seed(next(seeds)),)), self.sigma) for _ in range(self.paths)]
-        for number, (level, below) in enumerate(zip(levels, levels[1:], strict=False)):
-            fewer = self._affordable_now(run, level, below, branches)
-            if not fewer:
+        for number in range(len(levels) - 1):
+            found = self._branches(run, paths, levels[number:], partial(draw, number))
+            if not found:
                 break
-            found = []
-            for i, path in enumerate(paths):
-                for j in range(fewer):
-                    up = run.renoise(path, level + self.forward, draw(number, i, j))
-                    down = run.denoise(up, below)
-                    found.append((down, run.score(down)))
             paths = self._best(run, found)
         else:
             return
         for path in paths:
             run.score(run.denoise(path, 0.0), closing=True)
+
+    def _branches(
+        self, run: Run, paths: list[State], levels: list[float], draw: Callable[..., int]
+    ) -> list[tuple[State, Candidate]]:
+        """Up from levels[0] and down to levels[1], as often as leaves enough to finish the best; empty: not at all."""
+        level, below = levels[:2]
+        found: list[tuple[State, Candidate]] = []
+        for j in range(self.branches or self._affordable(run, levels)):
+            needed = self._round(run, level, below).times(1 if found else self._fewest())
+            if not run.affords(needed, self._ending(run, below)):
+                break
+            for i, path in enumerate(paths):
+                down = run.denoise(run.renoise(path, level + self.forward, draw(i, j)), below)
+                found.append((down, run.score(down)))
+        return found
 
     def _best(self, run: Run, found: list[tuple[State, Candidate]]) -> list[State]:
         """The best `paths` of the branches, every item of the batch by its own order."""
@@ -120,34 +129,24 @@ class SearchOverPaths:
 
     def _round(self, run: Run, level: float, below: float) -> Cost:
         """One branch of every path."""
-        segment, score = run.segment_cost(level + self.forward, below), run.score_cost(below)
-        return Cost(segment.nfe + score.nfe, segment.seconds + score.seconds).times(self.paths)
+        return (run.segment_cost(level + self.forward, below) + run.score_cost(below)).times(self.paths)
 
     def _ending(self, run: Run, level: float) -> Cost:
         """Finishing all paths from a level."""
         if level == 0:
             return Cost()
-        segment, score = run.segment_cost(level, 0.0), run.score_cost(0.0)
-        return Cost(segment.nfe + score.nfe, segment.seconds + score.seconds).times(self.paths)
+        return (run.segment_cost(level, 0.0) + run.score_cost(0.0)).times(self.paths)
 
-    def _affordable(self, run: Run) -> int:
-        """Branches for which one whole pass spends what is left."""
-        levels = self.levels()
-        left = run.left() - self._beginning(run).nfe
+    def _affordable(self, run: Run, levels: list[float]) -> int:
+        """Branches for which the rounds from levels[0] to the end spend what is left."""
         each = sum(self._round(run, *ends).nfe for ends in zip(levels, levels[1:], strict=False))
-        return max(int(left / each), FEWEST_BRANCHES)
+        return max(int(run.left() / each), FEWEST_BRANCHES) if each else FEWEST_BRANCHES
 
-    def _affordable_now(self, run: Run, level: float, below: float, branches: int) -> int:
-        """How many branches this round can have so that its paths can still be finished; 0: finish them now."""
-        fewest = min(FEWEST_BRANCHES, branches)
-        for wanted in range(branches, fewest - 1, -1):
-            if run.affords(self._round(run, level, below).times(wanted), self._ending(run, below)):
-                return wanted
-        return 0
+    def _fewest(self) -> int:
+        return min(FEWEST_BRANCHES, self.branches or FEWEST_BRANCHES)
 
     def _fits(self, run: Run) -> bool:
         """Whether at least one round of a pass can be had."""
-        levels = self.levels()
-        fewest = min(FEWEST_BRANCHES, self.branches or FEWEST_BRANCHES)
-        first = self._round(run, *levels[:2]).times(fewest)
-        return run.affords(self._beginning(run), first, self._ending(run, levels[1]))
+        level, below = self.levels()[:2]
+        first = self._round(run, level, below).times(self._fewest())
+        return run.engine.steps > 0 and run.affords(self._beginning(run), first, self._ending(run, below))

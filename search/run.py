@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from .budget import Budget, BudgetSpent, Cost, Spending
+from .budget import NOTHING, Budget, BudgetSpent, Cost, Spending
 from .engine import Engine, Recipes, Rendered, State
 from .log import FINAL, PREVIEW, Candidate, Pool, SearchLog
 from .recipe import Jump, Recipe
@@ -65,12 +65,15 @@ class Run:
         return self.engine.rows
 
     def stock(self, seed: int) -> Candidate:
-        """The run without any search. In a new search its cost is the unit of the budget, and it comes whatever the
-        budget is: a search always has an image."""
+        """The run without any search. In a new search its cost is the unit of the budget."""
+        return self.first((Recipe.from_seed(seed),))
+
+    def first(self, recipes: Recipes) -> Candidate:
+        """The first candidate comes whatever the budget is: a search always has an image."""
         if self.spending.unit is not None:
-            [candidate] = self.render([(Recipe.from_seed(seed),)])
+            [candidate] = self.render([recipes])
             return candidate
-        [rendered] = self.engine.render([(Recipe.from_seed(seed),)])
+        [rendered] = self.engine.render([recipes])
         candidate = self._add(rendered)
         if self.spending.satisfied():
             raise BudgetSpent
@@ -84,7 +87,7 @@ class Run:
         """
         costs: list[Cost] = []
         for recipes in candidates:
-            cost = self.cost(recipes[0].jumps)
+            cost = sum((self.cost(jumps) for jumps in ways(recipes)), NOTHING)
             if not self.affords(*costs, cost):
                 break
             costs.append(cost)
@@ -120,9 +123,8 @@ class Run:
     def score(self, state: State, closing: bool = False) -> Candidate:
         """Scores the x0 prediction of a state, or at level 0 the finished candidate. Raises as `render` does."""
         pending = self.engine.pending()
-        candidate = self._log(self.engine.score(state), PREVIEW if state.level > 0 else self.stage)
-        nfe, seconds = candidate.nfe - pending[0], sum(candidate.seconds.values()) - pending[1]
-        self.spending.book(self._look(state.level), nfe, seconds)
+        stage = PREVIEW if state.level > 0 else self.stage
+        candidate = self._log(self.engine.score(state), stage, self._look(state.level), Cost(*pending))
         if self.spending.satisfied(patient=closing):
             raise BudgetSpent
         return candidate
@@ -148,7 +150,7 @@ class Run:
             for jump in jumps:
                 steps, level = steps + self.engine.steps_between(level, jump.start), jump.to
             steps += self.engine.steps_between(level, 0.0)
-        return self.spending.predict(self._whole(jumps), steps)
+        return self.spending.predict(self._whole((jumps,)), steps)
 
     def segment_cost(self, start: float, end: float) -> Cost:
         """Of sampling from one noise level down to another."""
@@ -162,8 +164,9 @@ class Run:
         """The same search on a coarser schedule, which leaves `reserve` unspent."""
         return Run(self.engine.drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve)
 
-    def _whole(self, jumps: Sequence[Jump]) -> str:
-        return " ".join([self.stage, *(f"{jump.start:.6f} to {jump.to:.6f}" for jump in jumps)])
+    def _whole(self, ways: Sequence[Sequence[Jump]]) -> str:
+        each = [" ".join(f"{jump.start:.6f} to {jump.to:.6f}" for jump in jumps) for jumps in ways]
+        return f"{self.stage} " + " and ".join(each)
 
     def _segment(self, start: float, end: float) -> str:
         return f"{self.stage} from {start:.6f} to {end:.6f}"
@@ -172,17 +175,22 @@ class Run:
         return f"{self.stage} {'x0' if level > 0 else 'image'}"
 
     def _add(self, rendered: Rendered) -> Candidate:
-        candidate = self._log(rendered, self.stage)
-        kind = self._whole(rendered.recipes[0].jumps)
-        self.spending.book(kind, candidate.nfe, sum(candidate.seconds.values()))
-        return candidate
+        return self._log(rendered, self.stage, self._whole(ways(rendered.recipes)))
 
-    def _log(self, rendered: Rendered, stage: str) -> Candidate:
+    def _log(self, rendered: Rendered, stage: str, work: str, booked: Cost = NOTHING) -> Candidate:
+        """Writes a candidate down, and what it cost beyond what is booked already as that kind of work."""
         candidate = self.pool.add(rendered, stage)
+        seconds = sum(candidate.seconds.values())
+        self.spending.book(work, candidate.nfe - booked.nfe, seconds - booked.seconds)
         self.spending.seen(candidate)
         if self.on_candidate is not None:
             self.on_candidate(self, candidate)
         return candidate
+
+
+def ways(recipes: Recipes) -> list[Sequence[Jump]]:
+    """The jumps of each run of the batch that these take: items that jump at other levels are sampled in another."""
+    return list({tuple((jump.start, jump.to) for jump in recipe.jumps): recipe.jumps for recipe in recipes}.values())
 
 
 def search(

@@ -1,5 +1,6 @@
 """An engine over an analytic landscape, on which any search algorithm can be tested without a model."""
 
+import copy
 import hashlib
 import math
 from dataclasses import replace
@@ -34,6 +35,10 @@ def flat(image: torch.Tensor) -> float:
     return 50 + white(image) / 1000
 
 
+def levels(recipe):
+    return tuple((jump.start, jump.to) for jump in recipe.jumps)
+
+
 def deviation(level: float) -> float:
     """Of x = (1 - level) x0 + level noise, where images are standard normal as well."""
     return math.hypot(1 - level, level)
@@ -49,31 +54,40 @@ class SyntheticEngine:
 
     deterministic = True
 
-    def __init__(self, *landscapes, rows: int = 1, steps: int = 10, full: "SyntheticEngine | None" = None):
+    def __init__(self, *landscapes, rows: int = 1, steps: int = 10):
         self.landscapes = landscapes or (smooth,)
         self.members = tuple(landscape.__name__ for landscape in self.landscapes)
         self.rows = rows
         self.steps = steps
-        self.error = 1 / steps - 1 / full.steps if full else 0.0
-        self.rendered = full.rendered if full else []
-        self.spent = full.spent if full else [0, 0.0]  # since the last answer
+        self.error = 0.0
+        self.rendered = []  # these two are shared with the drafts
+        self.spent = [0, 0.0]  # since the last answer
 
     def pending(self):
         return tuple(self.spent)
 
     def drafts(self, steps):
-        return SyntheticEngine(*self.landscapes, rows=self.rows, steps=steps, full=self)
+        draft = copy.copy(self)
+        draft.steps, draft.error = steps, 1 / steps - 1 / self.steps
+        return draft
 
     def render(self, candidates):
         for recipes in candidates:
-            jumps = [recipe.jumps for recipe in recipes]
-            state = self.start(tuple(replace(recipe, jumps=()) for recipe in recipes))
-            self.rendered.append(state.recipes)
-            for step in zip(*jumps, strict=True):
-                state = self.denoise(state, step[0].start)
-                each = [self.renoise(state, jump.to, jump.seed) for jump in step]
-                state = self.join(each) if len(each) > 1 else each[0]
-            yield self.score(self.denoise(state, 0.0))
+            whole = recipes[0].for_items(self.rows) if len(recipes) == 1 else recipes
+            self.rendered.append(whole)
+            # Items that jump at other levels take a run of the batch of their own.
+            ends = {like: self.follow(whole, like) for like in dict.fromkeys(map(levels, whole))}
+            yield self.score(self.join([ends[levels(recipe)] for recipe in whole]))
+
+    def follow(self, recipes, like):
+        """The whole batch on the jumps of those items that jump at these levels."""
+        [jumps, *_] = (recipe.jumps for recipe in recipes if levels(recipe) == like)
+        recipes = [recipe if levels(recipe) == like else replace(recipe, jumps=jumps) for recipe in recipes]
+        state = self.start(tuple(replace(recipe, jumps=()) for recipe in recipes))
+        for step in zip(*(recipe.jumps for recipe in recipes), strict=True):
+            state = self.denoise(state, step[0].start)
+            state = self.join([self.renoise(state, jump.to, jump.seed) for jump in step])
+        return self.denoise(state, 0.0)
 
     def start(self, recipes):
         if len(recipes) == 1:
