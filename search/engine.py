@@ -80,7 +80,8 @@ class Engine(Protocol):
         ...
 
     def renoise(self, state: State, level: float, seed: int) -> State:
-        """Adds noise drawn from `seed` up to `level`, by the forward process; nothing is evaluated."""
+        """Adds noise drawn from `seed` up to `level` (none if it is the same), by the forward process; nothing is
+        evaluated."""
         ...
 
     def score(self, state: State) -> Rendered:

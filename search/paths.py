@@ -97,7 +97,8 @@ class SearchOverPaths:
         else:
             return
         for path in paths:
-            run.score(run.denoise(path, 0.0), closing=True)
+            pause = run.renoise(path, path.level, 0)  # adds nothing; the recipe must say that sampling paused here
+            run.score(run.denoise(pause, 0.0), closing=True)
 
     def _branches(
         self, run: Run, paths: list[State], levels: list[float], draw: Callable[..., int]

@@ -63,7 +63,8 @@ class Rotate:
 class Jump:
     """A step of Search over Paths: once sampled down to noise level `start`, go back up to level `to` with fresh noise.
 
-    Levels are 1 (noise) to 0 (clean), as the paper's t. `seed` draws the fresh noise, for the recipe's own batch.
+    Levels are 1 (noise) to 0 (clean), as the paper's t. `seed` draws the fresh noise, for the recipe's own batch. With
+    `to` equal to `start` there is none: sampling only paused there, which makes for other steps.
     """
 
     seed: int
@@ -260,8 +261,8 @@ def _jump(data: Any) -> Jump:
         raise RecipeError(f"unknown recipe jump {_short(data)}; a jump has seed, from and to")
     start, to = data["from"], data["to"]
     good = all(isinstance(level, (int, float)) and not isinstance(level, bool) for level in (start, to))
-    if not good or not 0 <= start < to <= 1:
-        raise RecipeError(f"a recipe jump goes from a noise level up to a higher one, 0 to 1, not {_short(data)}")
+    if not good or not 0 <= start <= to <= 1:
+        raise RecipeError(f"a recipe jump goes from a noise level up to another, 0 to 1, not {_short(data)}")
     return Jump(_integer("jump seed", data["seed"], 0, SEED_RANGE - 1), float(start), float(to))
 
 

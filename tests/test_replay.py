@@ -1,18 +1,14 @@
 """benchmarks/replay.py on a small made-up table of rewards."""
 
-import importlib.util
 import itertools
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conformance import replay_benchmark
 from noise_search.search.recipe import Recipe, Rotate
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,14 +22,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def replay():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("noise_search_replay", BENCHMARKS / "replay.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+    return replay_benchmark()
 
 
 @pytest.fixture(scope="module")
