@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
 import torch
 
-from ..search.engine import Rendered
-from ..search.recipe import Recipe
+from ..search.engine import Recipes, Rendered, State
 from .sampling import Sampling
+from .trajectory import Trajectories
 from .verifier import HostedVerifier
 
 THUMBNAIL_SIZE = 192
@@ -27,6 +28,14 @@ class Result:
     samples: Any
     denoised: Any
     image: torch.Tensor
+
+
+@dataclass
+class Books:
+    """What was spent since the last answer: wall time by phase, and the evaluations counted before."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    answered: int = 0
 
 
 class ComfyEngine:
@@ -45,23 +54,75 @@ class ComfyEngine:
         self.on_step = on_step
         self.members = tuple(verifier.members)
         self.rows = sampling.rows
+        self.books = Books(answered=sampling.evaluations.rows)
 
-    def render(self, recipes: Sequence[Recipe]) -> list[Rendered]:
-        return [self._render(self.sampling.complete(recipe)) for recipe in recipes]
+    @property
+    def steps(self) -> int:
+        return self.sampling.steps
 
-    def _render(self, recipe: Recipe) -> Rendered:
-        seconds: dict[str, float] = {}
-        before = self.sampling.evaluations.rows
-        with clock(seconds, "sample"):
-            latent, denoised = self.sampling.sample(recipe, self.on_step)
-        nfe = self.sampling.evaluations.rows - before
-        with clock(seconds, "decode"):
+    @property
+    def deterministic(self) -> bool:
+        return self.sampling.deterministic
+
+    @property
+    def trajectories(self) -> Trajectories:
+        return Trajectories(self.sampling)
+
+    def pending(self) -> tuple[int, float]:
+        return self.sampling.evaluations.rows - self.books.answered, sum(self.books.seconds.values())
+
+    def drafts(self, steps: int) -> ComfyEngine:
+        other = copy.copy(self)
+        other.sampling = self.sampling.coarser(steps)
+        return other
+
+    def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
+        for recipes in map(self.sampling.complete, candidates):
+            with clock(self.books.seconds, "sample"):
+                if any(recipe.jumps for recipe in recipes):
+                    point = self.trajectories.follow(recipes, self.on_step).latent
+                    latents = self.sampling.finished(point.samples, point.x0)
+                else:
+                    latents = self.sampling.sample(recipes, self.on_step)
+            yield self._answer(recipes, *latents)
+
+    def start(self, recipes: Recipes) -> State:
+        return self.trajectories.start(self.sampling.complete(recipes))
+
+    def denoise(self, state: State, level: float) -> State:
+        with clock(self.books.seconds, "sample"):
+            return self.trajectories.denoise(state, level, self.on_step)
+
+    def renoise(self, state: State, level: float, seed: int) -> State:
+        return self.trajectories.renoise(state, level, [seed] * self.rows)
+
+    def score(self, state: State) -> Rendered:
+        if state.level == 0:
+            latents = self.sampling.finished(state.latent.samples, state.latent.x0)
+        else:
+            with clock(self.books.seconds, "sample"):
+                latents = self.trajectories.predict(state)
+        return self._answer(state.recipes, *latents)
+
+    def join(self, states: Sequence[State]) -> State:
+        return self.trajectories.join(states)
+
+    def steps_between(self, start: float, end: float) -> int:
+        return len(self.trajectories.between(start, end)) - 1
+
+    def _answer(self, recipes: Recipes, latent: dict[str, Any], denoised: dict[str, Any]) -> Rendered:
+        """Decodes and scores one finished latent."""
+        books = self.books
+        with clock(books.seconds, "decode"):
             images = split(decode(self.vae, latent), self.rows)
-            check_pixels(images, f"the image of seed {recipe.seed}")
-        with clock(seconds, "score"):
-            values = torch.stack([self.score(image) for image in images])
+            check_pixels(images, f"the image of seed {recipes[0].seed}")
+        with clock(books.seconds, "score"):
+            values = torch.stack([self.judge(image) for image in images])
+        nfe, _ = self.pending()
+        seconds, books.seconds = books.seconds, {}
+        books.answered += nfe
         return Rendered(
-            recipe=recipe,
+            recipes=recipes,
             values=values,
             nfe=nfe,
             nfe_per_row=nfe // self.rows,
@@ -73,7 +134,7 @@ class ComfyEngine:
             thumbnails=thumbnails(images),
         )
 
-    def score(self, frames: torch.Tensor) -> torch.Tensor:
+    def judge(self, frames: torch.Tensor) -> torch.Tensor:
         """Values [members] of one image, or the mean over evenly spaced frames of one video. frames: [F, H, W, C]."""
         picks = torch.linspace(0, len(frames) - 1, min(len(frames), SCORED_FRAMES)).round().long()
         frames = frames[picks.to(frames.device)]
@@ -87,7 +148,7 @@ def clock(seconds: dict[str, float], phase: str):
     try:
         yield
     finally:
-        seconds[phase] = time.perf_counter() - start
+        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.sample
 import torch
 
-from ..search.recipe import Recipe, Rotate
+from ..search.recipe import Recipe, Rotate, one_draw
 
 
 def generate(recipe: Recipe, latent: Mapping[str, Any]) -> Any:
@@ -33,6 +33,28 @@ def generate(recipe: Recipe, latent: Mapping[str, Any]) -> Any:
     return recipe.noise(tuple(samples.shape), samples.dtype, draw)
 
 
+def initial_noise(recipes: Sequence[Recipe], latent: Mapping[str, Any]) -> Any:
+    """The noise of a whole LATENT from one recipe for the batch, or from one for each of its items.
+
+    Raises ValueError where they make another number of items than the latent has.
+    """
+    whole = one_draw(recipes)
+    if whole is not None:
+        recipes = [whole]
+    elif len(recipes) > 1:  # one per item: a recipe that names no batch makes a single one
+        recipes = [recipe if recipe.batch is not None else recipe.for_batch(1) for recipe in recipes]
+    noises = [generate(recipe, latent) for recipe in recipes]
+    if len(noises) == 1 and noises[0].is_nested:
+        return noises[0]
+    made, items = sum(noise.shape[0] for noise in noises), latent["samples"].shape[0]
+    if made != items:
+        raise ValueError(
+            f"the recipe makes a batch of {made} noises, but the latent has {items} items. "
+            f"Connect a latent with a batch size of {made}."
+        )
+    return torch.cat(noises) if len(noises) > 1 else noises[0]
+
+
 class RecipeNoise:
     """NOISE made from recipes, one per item of the batch or one for the whole batch. Immutable.
 
@@ -44,19 +66,12 @@ class RecipeNoise:
         self.seed = self.recipes[0].seed
 
     def generate_noise(self, latent: Mapping[str, Any]) -> Any:
-        recipes = self.recipes
-        if len(recipes) > 1:  # one per item: a recipe that names no batch makes a single one
-            recipes = tuple(recipe if recipe.batch is not None else recipe.for_batch(1) for recipe in recipes)
-        noises = [generate(recipe, latent) for recipe in recipes]
-        if len(noises) == 1 and noises[0].is_nested:
-            return noises[0]
-        made, items = sum(noise.shape[0] for noise in noises), latent["samples"].shape[0]
-        if made != items:
+        if any(recipe.jumps for recipe in self.recipes):
             raise ValueError(
-                f"the recipe makes a batch of {made} noises, but the latent has {items} items. "
-                f"Connect a latent with a batch size of {made}."
+                "this recipe is a path: it goes back up in noise while it is sampled, so there is no initial noise "
+                "that makes its image. Connect a Replay Recipe node to the 'search' input of Search KSampler instead."
             )
-        return torch.cat(noises) if len(noises) > 1 else noises[0]
+        return initial_noise(self.recipes, latent)
 
 
 class NearNoise:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -17,12 +17,14 @@ import comfy.sample
 import comfy.samplers
 import torch
 
+from ..search.engine import coarser
 from ..search.recipe import Recipe
 from .demo import check_latent
-from .noise import RecipeNoise
+from .noise import initial_noise
 
 RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # only newer hosts put these in a LATENT
 WRAPPER_KEY = "noise_search"
+NOISY_SAMPLERS = ("ancestral", "sde", "lcm", "ddpm", "seeds", "sa_solver")  # parts of their functions' names
 
 
 class Evaluations:
@@ -122,15 +124,39 @@ class Sampling:
         samples = self.latent["samples"]
         return samples.unbind()[0].shape[0] if samples.is_nested else samples.shape[0]
 
-    def complete(self, recipe: Recipe) -> Recipe:
-        """The recipe with the batch written down where it matters, so that it needs nothing else to be followed."""
-        index = self.latent.get("batch_index")
-        if self.rows == 1 and index is None:
-            return recipe
-        return recipe.for_batch(self.rows, None if index is None else tuple(int(i) for i in index))
+    @property
+    def deterministic(self) -> bool:
+        """Whether the sampler adds no noise of its own."""
+        return not adds_noise(self.sampler)
 
-    def sample(self, recipe: Recipe, callback: Callable | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Samples from the noise of `recipe`: (LATENT, LATENT of the last x0 prediction), as the stock node would.
+    def complete(self, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+        """One recipe per item, with the batch written down where it matters, so that each needs nothing else."""
+        index = self.latent.get("batch_index")
+        if len(recipes) == 1:
+            return recipes[0].for_items(self.rows, None if index is None else tuple(int(i) for i in index))
+        if len(recipes) != self.rows:
+            raise ValueError(f"{len(recipes)} recipes for a latent of {self.rows} items; give one for each")
+        return tuple(recipes)
+
+    def coarser(self, steps: int) -> Sampling:
+        """The same on `steps` steps of the schedule's own sigmas."""
+        other = copy.copy(self)
+        other.sigmas = self.sigmas[coarser(self.steps, steps)]
+        other.steps = len(other.sigmas) - 1
+        return other
+
+    def sample(self, recipes: Sequence[Recipe], callback: Callable | None = None) -> tuple[dict, dict]:
+        """Samples from the noise of the recipes: (LATENT, LATENT of the last x0 prediction), as the stock node would.
+
+        recipes: one for the batch, or one per item; their jumps are not followed here (`Trajectories` does).
+        """
+        noise = initial_noise(recipes, self.latent)
+        return self.finished(*self.run(noise, self.latent["samples"], self.sigmas, recipes[0].seed, callback))
+
+    def run(
+        self, noise: Any, samples: Any, sigmas: torch.Tensor, seed: int, callback: Callable | None = None, sampler=None
+    ) -> tuple[Any, Any]:
+        """One call of the sampler: (samples, last x0 prediction or None).
 
         callback(step, x0, x, total_steps) runs after every step. Cancel is honoured before every model call.
         """
@@ -142,29 +168,31 @@ class Sampling:
             if callback is not None:
                 callback(step, x0, x, total_steps)
 
-        noise = RecipeNoise([recipe])
         try:
             samples = self.guider.sample(
-                noise.generate_noise(self.latent),
-                self.latent["samples"],
-                self.sampler,
-                self.sigmas,
+                noise,
+                samples,
+                sampler or self.sampler,
+                sigmas,
                 denoise_mask=self.latent.get("noise_mask"),
                 callback=on_step,
                 disable_pbar=True,  # the search has one bar of its own
-                seed=noise.seed,
+                seed=seed,
             )
         finally:
             for name in ("conds", "inner_model", "loaded_models"):  # the host leaves these behind when interrupted
                 self.guider.__dict__.pop(name, None)
+        return samples, last.get("x0")
+
+    def finished(self, samples: Any, x0: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the stock node hands out: (LATENT, LATENT of the last x0 prediction)."""
         where: dict[str, Any] = {"device": comfy.model_management.intermediate_device()}
         if self.to_intermediate_dtype and hasattr(comfy.model_management, "intermediate_dtype"):
             where["dtype"] = comfy.model_management.intermediate_dtype()
         out = {**self.latent, "samples": samples.to(**where)}
-        return out, {**self.latent, "samples": self._denoised(last, samples)} if "x0" in last else out
+        return out, out if x0 is None else {**self.latent, "samples": self._denoised(x0, samples)}
 
-    def _denoised(self, last: dict[str, Any], samples: Any) -> Any:
-        x0 = last["x0"]
+    def _denoised(self, x0: Any, samples: Any) -> Any:
         if not samples.is_nested or x0.is_nested:
             return self.guider.model_patcher.model.process_latent_out(x0.cpu())
         import comfy.nested_tensor  # older hosts hand the callback one flat tensor for several
@@ -172,3 +200,12 @@ class Sampling:
 
         flat = self.guider.model_patcher.model.process_latent_out(x0.cpu())
         return comfy.nested_tensor.NestedTensor(comfy.utils.unpack_latents(flat, [t.shape for t in samples.unbind()]))
+
+
+def adds_noise(sampler: Any) -> bool:
+    """Whether a SAMPLER is known to draw noise of its own while it samples (ancestral, SDE, LCM, churn)."""
+    options = getattr(sampler, "extra_options", {})
+    if options.get("s_churn", 0) > 0:
+        return True
+    name = getattr(getattr(sampler, "sampler_function", sampler), "__name__", "")
+    return options.get("eta") != 0 and any(part in name for part in NOISY_SAMPLERS)

@@ -6,16 +6,20 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import comfy.sd1_clip
 import numpy as np
 import torch
 
-from ..search.log import Candidate, Pool, SearchLog
-from ..search.random_search import random_search, run
+from ..search.aggregate import Aggregator
+from ..search.budget import Budget
+from ..search.log import Pool, SearchLog
+from ..search.random_search import RandomSearch
 from ..search.recipe import to_json
+from ..search.run import Algorithm
+from ..search.run import search as run_search
 from ..version import __version__
 from .engine import ComfyEngine, Result, join_rows
 from .noise import RecipeNoise
@@ -98,44 +102,51 @@ def search(
     top_k: int,
     graph: Graph,
     prompt_behind: str,
+    algorithm: Algorithm | None = None,
+    budget: Budget | None = None,
 ) -> SearchResult:
-    """Random Search over `candidates` noises. Raises ValueError on inputs that cannot be searched."""
+    """A search worth `candidates` stock images, or less where `budget` says so.
+
+    algorithm: Random Search if left out. Raises ValueError on inputs that cannot be searched.
+    """
     prompt, source = verifier_prompt(typed_prompt, verifier, graph, prompt_behind)
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
     sampling = make_sampling()
+    algorithm = algorithm or RandomSearch()
     if sampling.steps == 0 and candidates > 1:
         log_to_console.warning("Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate")
-        candidates = 1
-    progress = SearchProgress(sampling.model, candidates, sampling.steps, graph.node_id)
+        candidates, algorithm = 1, RandomSearch()
+    budget = replace(budget or Budget(), candidates=candidates)
+    progress = SearchProgress(sampling, candidates, graph.node_id)
     engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step)
-    settings = {**sampling.settings, "seed": seed, "candidates": candidates, "prompt": prompt, "prompt_from": source}
-    log = SearchLog(engine.members, engine.rows, algorithm="random search", settings=settings, host=host_info())
-    pool = Pool(log, keep=min(top_k, candidates))
+    limits = {key: value for key, value in asdict(budget).items() if value is not None}
+    settings = {**sampling.settings, "seed": seed, **limits, "prompt": prompt, "prompt_from": source}
+    log = SearchLog(
+        engine.members,
+        engine.rows,
+        getattr(verifier, "aggregator", None) or Aggregator(),
+        algorithm=algorithm.name,
+        settings={**settings, **algorithm.settings()},
+        host=host_info(),
+        usual_ranges=tuple(getattr(verifier, "usual_range", None) for _ in engine.members),
+    )
+    pool = Pool(log, keep=top_k)
     try:
-        run(random_search(engine, seed, candidates), engine, pool, lambda *seen: progress.candidate(*tell(*seen)))
+        run_search(algorithm, engine, pool, seed, budget, progress.candidate)
     finally:
         progress.close()
+    for warning in log.warnings:
+        log_to_console.warning("Noise Search: %s", warning)
+    progress.end(pool)
     result = collect(pool, sampling)
     write_metadata(result, prompt, graph)
     return result
 
 
-def tell(pool: Pool, candidate: Candidate) -> tuple[str, torch.Tensor | None]:
-    """One line about the search so far, and the best image [H, W, C] if this candidate is it."""
-    log = pool.log
-    best = log.best()
-    scores = log.scores()
-    text = (
-        f"{candidate.index + 1} of {log.settings.get('candidates', '?')} · "
-        f"best {scores[best.index]:.4g} (candidate {best.index}) · stock {scores[0]:.4g}"
-    )
-    return text, pool.top(0)[0].image[0] if best.index == candidate.index else None
-
-
 def collect(pool: Pool, sampling: Sampling) -> SearchResult:
     """The winners of every row, put together as one batch."""
     log = pool.log
-    ranks: list[list[Result]] = [list(pool.top(rank)) for rank in range(min(pool.keep, len(log.candidates)))]
+    ranks: list[list[Result]] = [list(pool.top(rank)) for rank in range(min(pool.keep, len(log.of_stage())))]
     best = ranks[0]
     recipes = log.winners()
     return SearchResult(

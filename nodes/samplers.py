@@ -6,7 +6,8 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..host.sampling import Sampling
-from ..host.search import Graph, SearchResult, search
+from ..host.search import Graph, SearchResult
+from ..host.search import search as run_search
 from . import types
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo]
@@ -75,6 +76,8 @@ class SearchKSampler(io.ComfyNode):
                 types.candidates_input(),
                 types.prompt_input(),
                 types.top_k_input(),
+                types.search_input(),
+                types.budget_input(),
             ],
             outputs=types.search_outputs(),
             hidden=HIDDEN,
@@ -98,15 +101,16 @@ class SearchKSampler(io.ComfyNode):
         candidates,
         prompt,
         top_k,
+        search=None,
+        budget=None,
     ) -> io.NodeOutput:
         def sampling() -> Sampling:
             return Sampling.ksampler(
                 model, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
             )
 
-        result = search(
-            sampling, vae, verifier, seed, candidates, prompt, top_k, Graph.of(cls.hidden), prompt_behind="positive"
-        )
+        graph = Graph.of(cls.hidden)
+        result = run_search(sampling, vae, verifier, seed, candidates, prompt, top_k, graph, "positive", search, budget)
         return outputs(cls, result)
 
 
@@ -135,6 +139,8 @@ class SearchSamplerAdvanced(io.ComfyNode):
                 types.candidates_input(),
                 types.prompt_input(),
                 types.top_k_input(),
+                types.search_input(),
+                types.budget_input(),
             ],
             outputs=[
                 *types.search_outputs(),
@@ -147,14 +153,25 @@ class SearchSamplerAdvanced(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, guider, sampler, sigmas, latent_image, seed, vae, verifier, candidates, prompt, top_k
+        cls,
+        guider,
+        sampler,
+        sigmas,
+        latent_image,
+        seed,
+        vae,
+        verifier,
+        candidates,
+        prompt,
+        top_k,
+        search=None,
+        budget=None,
     ) -> io.NodeOutput:
         def sampling() -> Sampling:
             return Sampling.advanced(guider, sampler, sigmas, latent_image)
 
-        result = search(
-            sampling, vae, verifier, seed, candidates, prompt, top_k, Graph.of(cls.hidden), prompt_behind="guider"
-        )
+        graph = Graph.of(cls.hidden)
+        result = run_search(sampling, vae, verifier, seed, candidates, prompt, top_k, graph, "guider", search, budget)
         return outputs(cls, result, result.denoised)
 
 

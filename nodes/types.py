@@ -11,6 +11,8 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 Verifier = io.Custom("NOISE_SEARCH_VERIFIER")
 Scores = io.Custom("NOISE_SEARCH_SCORES")
 SearchLog = io.Custom("NOISE_SEARCH_LOG")
+Search = io.Custom("NOISE_SEARCH_SEARCH")
+Budget = io.Custom("NOISE_SEARCH_BUDGET")
 
 SEED_TOOLTIP = (
     "The seed of the first candidate; candidate j is the plain KSampler run with seed + j. Leave it fixed: the same "
@@ -50,7 +52,10 @@ def candidates_input() -> io.Int.Input:
         default=8,
         min=1,
         max=MAX_CANDIDATES,
-        tooltip="How many images to try. Twice as many take twice as long; gains flatten after about 16.",
+        tooltip=(
+            "How many images' worth of time to spend. Random Search then tries so many images, other searches spend "
+            "the same compute their way. Gains flatten after about 16."
+        ),
     )
 
 
@@ -64,6 +69,18 @@ def top_k_input() -> io.Int.Input:
     )
 
 
+def search_input() -> io.Input:
+    return Search.Input(
+        "search",
+        optional=True,
+        tooltip="How to search: Zero-Order Search, Search over Paths, Draft and Final. Random Search if left open.",
+    )
+
+
+def budget_input() -> io.Input:
+    return Budget.Input("budget", optional=True, tooltip="More limits, such as seconds or a score: Search Budget.")
+
+
 def search_outputs() -> list[io.Output]:
     return [
         io.Latent.Output(display_name="latent", tooltip="The latent of the best candidate, to upscale or refine."),
@@ -73,7 +90,10 @@ def search_outputs() -> list[io.Output]:
         ),
         io.Int.Output(
             display_name="seed",
-            tooltip="The winning seed: the stock KSampler makes the same image with it. In a batch, the first item's.",
+            tooltip=(
+                "The winning seed: after Random Search the stock KSampler makes the same image with it; other searches "
+                "need the recipe. In a batch, the first item's."
+            ),
         ),
         io.String.Output(
             display_name="recipe", tooltip="How to make the winning noise again; paste it into Noise from Recipe."

@@ -56,8 +56,12 @@ class Engine(Protocol):
 
     members: tuple[str, ...]
     rows: int
-    steps: int
-    deterministic: bool
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def deterministic(self) -> bool: ...
 
     def pending(self) -> tuple[int, float]:
         """(NFE, seconds) since the last answer, of this engine and its drafts: spent on a candidate under way."""

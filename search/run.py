@@ -180,7 +180,7 @@ class Run:
     def _log(self, rendered: Rendered, stage: str, work: str, booked: Cost = NOTHING) -> Candidate:
         """Writes a candidate down, and what it cost beyond what is booked already as that kind of work."""
         candidate = self.pool.add(rendered, stage)
-        seconds = sum(candidate.seconds.values())
+        booked, seconds = booked or Cost(), sum(candidate.seconds.values())
         self.spending.book(work, candidate.nfe - booked.nfe, seconds - booked.seconds)
         self.spending.seen(candidate)
         if self.on_candidate is not None:

@@ -94,7 +94,7 @@ def test_the_demo(server, tmp_path, client):
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == ["contact-sheet.png", "report.json", "score-curve.png", "stock.png", "winner.png"]
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert [candidate["recipe"]["seed"] for candidate in report["candidates"]] == [11, 12, 13]
+    assert [candidate["recipes"][0]["seed"] for candidate in report["candidates"]] == [11, 12, 13]
     scores = [candidate["scores"][0] for candidate in report["candidates"]]
     [winner] = report["winners"]
     assert winner["score"] == max(scores)

@@ -93,7 +93,7 @@ def test_the_winner_is_the_stock_run_with_its_seed(demo, brightness, sampler):
 def test_seeds_wrap_around(demo, brightness):
     last = 2**64 - 1
     log = searched(demo, brightness, sampling_of(demo, "euler", empty(), 1.0), last, candidates=3).log
-    assert [candidate.recipe.seed for candidate in log.candidates] == [last, 0, 1]
+    assert [candidate.recipes[0].seed for candidate in log.candidates] == [last, 0, 1]
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
@@ -111,7 +111,7 @@ def test_a_winning_batch_is_made_again_from_its_recipe(demo, brightness):
     result = searched(demo, brightness, sampling, 5, candidates=4)
     noise = result.noise.generate_noise(empty(3))
     for row in range(3):
-        seed = result.log.best(row).recipe.seed
+        seed = result.log.winner(row).seed
         assert torch.equal(noise[row : row + 1], Recipe.from_seed(seed).noise((3, 16, 8, 8))[row : row + 1])
     guider = comfy.samplers.CFGGuider(demo.model)
     guider.set_conds(demo.positive, demo.negative)
