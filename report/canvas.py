@@ -17,7 +17,8 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours as #rrggbb. `series` tells the items of a latent batch apart (also for colour-blind readers)."""
+    """Colours as #rrggbb. `series` tells the items of a latent batch apart (also for colour-blind readers); `reported`
+    are the verifiers that do not decide. `faint`: how much of their hue less important marks keep."""
 
     background: str
     panel: str
@@ -28,8 +29,12 @@ class Theme:
     dot: str
     best: str
     stock: str
+    draft: str
+    preview: str
     on_accent: str
     series: tuple[str, ...]
+    reported: tuple[str, ...]
+    faint: float
 
 
 THEMES = {
@@ -43,8 +48,12 @@ THEMES = {
         dot="#93a1b1",
         best="#1f5fe0",
         stock="#d06a00",
+        draft="#0f8a6d",
+        preview="#7a5af0",
         on_accent="#ffffff",
         series=("#1f5fe0", "#d06a00", "#0f8a6d", "#b8327f", "#7a5af0", "#a58200", "#0f86ad", "#8a4a2f"),
+        reported=("#b8327f", "#8a7000", "#8a4a2f", "#0f86ad"),
+        faint=0.6,
     ),
     "dark": Theme(
         background="#16191d",
@@ -56,8 +65,12 @@ THEMES = {
         dot="#74828f",
         best="#6aa5ff",
         stock="#ffb04d",
+        draft="#3fcfa4",
+        preview="#a995ff",
         on_accent="#10141a",
         series=("#6aa5ff", "#ffb04d", "#3fcfa4", "#f57fbd", "#a995ff", "#dfc24a", "#55c7ea", "#cf9274"),
+        reported=("#f57fbd", "#dfc24a", "#cf9274", "#55c7ea"),
+        faint=0.75,
     ),
 }
 
@@ -66,6 +79,12 @@ def theme_of(name: str) -> Theme:
     if name not in THEMES:
         raise ValueError(f"unknown theme {name!r}; known: {', '.join(THEMES)}")
     return THEMES[name]
+
+
+def mix(colour: str, other: str, share: float) -> str:
+    """`share` of the first colour, the rest of the other. Fainter lines are drawn so: transparent ones show joints."""
+    pairs = zip(ImageColor.getrgb(colour)[:3], ImageColor.getrgb(other)[:3], strict=True)
+    return "#" + "".join(f"{round(a * share + b * (1 - share)):02x}" for a, b in pairs)
 
 
 @lru_cache(maxsize=64)
@@ -112,6 +131,19 @@ def fit(text: str, size: float, width: float) -> str:
     return text[:low].rstrip() + "…"
 
 
+def wrap(text: str, size: float, width: float, lines: int) -> list[str]:
+    """The text in at most `lines` lines of `width` pixels, broken between words; the last one is cut where needed."""
+    words, out = text.split(" "), []
+    while words and len(out) < lines - 1:
+        taken = len(words)
+        while taken > 1 and text_width(" ".join(words[:taken]).strip(), size) > width:
+            taken -= 1
+        out.append(fit(" ".join(words[:taken]).strip(), size, width))
+        words = words[taken:]
+    rest = " ".join(words).strip()
+    return [line for line in [*out, fit(rest, size, width)] if line]
+
+
 class Canvas:
     """Draws in final pixels, (0, 0) top left; `image()` reduces to the final size.
 
@@ -132,18 +164,22 @@ class Canvas:
         xy = [(x * SCALE, y * SCALE) for x, y in points]
         self._draw.line(xy, fill=_rgba(colour, alpha), width=max(1, round(width * SCALE)), joint="curve")
 
-    def dashes(self, start: Point, end: Point, colour: str, width: float, dash: float = 6, gap: float = 5) -> None:
-        length = math.dist(start, end)
-        if not length:
-            return
-        dx, dy = (end[0] - start[0]) / length, (end[1] - start[1]) / length
-        at = 0.0
-        while at < length:
-            to = min(at + dash, length)
-            self.line(
-                [(start[0] + dx * at, start[1] + dy * at), (start[0] + dx * to, start[1] + dy * to)], colour, width
-            )
-            at += dash + gap
+    def dashes(self, points: Sequence[Point], colour: str, width: float, dash: float = 6, gap: float = 5) -> None:
+        """A dashed line through the points; the dashes go on around its corners."""
+        at = 0.0  # how far into the pattern
+        for start, end in zip(points, points[1:], strict=False):
+            length, done = math.dist(start, end), 0.0
+            while done < length - 1e-6:
+                inked = at < dash
+                step = min((dash if inked else dash + gap) - at, length - done)
+                if inked:
+                    ends = [
+                        (start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share)
+                        for share in (done / length, (done + step) / length)
+                    ]
+                    self.line(ends, colour, width)
+                done += step
+                at = (at + step) % (dash + gap)
 
     def polygon(self, points: Sequence[Point], colour: str, alpha: float = 1.0) -> None:
         self._draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=_rgba(colour, alpha))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageOps
 
-from ..search.log import SearchLog
-from .canvas import Canvas, Theme, fit, one_line, text_width, theme_of
+from ..search.log import FINAL, SearchLog
+from .canvas import Canvas, Theme, fit, one_line, text_width, theme_of, wrap
 from .numbers import count, plain, score_digits
-from .words import caption, quoted_prompt, score_name
+from .words import caption, quoted_prompt, recipe_name, score_name, stages
 
 TILE = 168  # a thumbnail covers as many pixels as a square of this side
 GAP = 22
@@ -19,62 +19,75 @@ MARGIN = 36
 LABEL = 46
 HEADING = 34
 MAX_WIDTH = 1600
+SMALLEST = 0.7  # of the usual size of a seed
 MIN_EACH = 3  # rather fewer images of a large batch than fewer candidates of each
 
 
 @dataclass(frozen=True)
 class _Tile:
     index: int
+    row: int
+    stage: str
     rank: int
     score: float
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Tiles of one item of the batch and one stage, best first. heading: "" where there is only one block."""
+
+    heading: str
+    tiles: list[_Tile]
+    digits: int
 
 
 def contact_sheet(log: SearchLog, theme: str = "light", tiles: int = 64) -> Image.Image:
     """Thumbnails in rank order with score, candidate and seed; stock (candidate 0) and the winner are marked.
 
-    log: any number of candidates; each item of a latent batch has its own block, in its own order. theme: "light" or
-    "dark". tiles: at most this many pictures altogether; the sheet says how many are not shown, and stock is always
-    among the shown where an item has room for two. Returns an RGB picture. Raises ValueError on an unknown theme.
+    log: any number of candidates; each item of a latent batch has its own block, in its own order, and where there is
+    room left further blocks for its drafts and previews. theme: "light" or "dark". tiles: at most this many pictures
+    altogether; the sheet says how many are not shown, and stock is always among the shown where an item has room for
+    two. Returns an RGB picture. Raises ValueError on an unknown theme.
     """
     colours = theme_of(theme)
     tiles = max(tiles, 1)
     each = max(tiles // log.rows, min(tiles, MIN_EACH))
-    blocks = [_tiles(log, row, each) for row in range(min(log.rows, tiles // each))]
+    images = min(log.rows, tiles // each)
+    blocks = [block for row in range(images) for block in _blocks(log, row, each)]
     wide, high = _tile_size(log)
-    most = max(map(len, blocks))
+    most = max((len(block.tiles) for block in blocks), default=0)
     fitting = (MAX_WIDTH - 2 * MARGIN + GAP) // (wide + GAP)
     lines = max(-(-most // fitting), 1)
     columns = max(-(-most // lines), 3)  # even lines look better than long ones and a rest; 3 give the title room
     width = 2 * MARGIN + columns * wide + (columns - 1) * GAP
     line_height = high + LABEL + GAP
-    heights = [(HEADING if log.rows > 1 else 0) + max(-(-len(block) // columns), 1) * line_height for block in blocks]
-    notes = _notes(log, blocks)
-    height = 118 + sum(heights) + (30 if notes else 8)
+    heights = [(HEADING if block.heading else 0) + -(-len(block.tiles) // columns) * line_height for block in blocks]
+    notes = wrap(_notes(log, images, blocks), 14, width - 2 * MARGIN, 3)
+    height = 118 + (sum(heights) or line_height) + (10 + 20 * len(notes) if notes else 8)
 
     canvas = Canvas(width, height, colours.background)
     pictures: list[tuple[Image.Image, tuple[int, int]]] = []
     badges: list[tuple[Image.Image, tuple[int, int]]] = []
     _header(canvas, log, colours)
     y = 118
-    for row, (block, block_height) in enumerate(zip(blocks, heights, strict=True)):
+    for block, block_height in zip(blocks, heights, strict=True):
         top = y
-        if log.rows > 1:
-            canvas.text((MARGIN, top + 16), f"image {row + 1} of {log.rows}", colours.ink, 16, bold=True)
+        if block.heading:
+            canvas.text((MARGIN, top + 16), block.heading, colours.ink, 16, bold=True)
             top += HEADING
-        digits = score_digits([tile.score for tile in block])
-        for place, tile in enumerate(block):
+        for place, tile in enumerate(block.tiles):
             left = MARGIN + place % columns * (wide + GAP)
             above = top + place // columns * line_height
-            _draw_tile(canvas, log, row, tile, (left, above, wide, high), digits, colours)
-            thumbnail = log.thumbnails.get((tile.index, row))
+            _draw_tile(canvas, log, tile, (left, above, wide, high), block.digits, colours)
+            thumbnail = log.thumbnails.get((tile.index, tile.row))
             if thumbnail is None:
                 canvas.text((left + wide / 2, above + high / 2), "no picture", colours.muted, 13, "mm")
             else:
                 pictures.append((_picture(thumbnail, wide, high, colours.panel), (left, above)))
-            badges += _badges(tile, (left, above, wide), colours)
+            badges += _badges(log, tile, (left, above, wide), colours)
         y += block_height
-    if notes:
-        canvas.text((MARGIN, y + 4), notes, colours.muted, 14)
+    for number, line in enumerate(notes):
+        canvas.text((MARGIN, y + 4 + 20 * number), line, colours.muted, 14)
 
     sheet = canvas.image()
     mask = _rounded(wide, high)
@@ -85,15 +98,27 @@ def contact_sheet(log: SearchLog, theme: str = "light", tiles: int = 64) -> Imag
     return sheet
 
 
-def _tiles(log: SearchLog, row: int, limit: int) -> list[_Tile]:
-    """The best `limit` candidates of one item that still have a picture, stock among them whatever its rank."""
-    if not log.candidates:
-        return []
+def _blocks(log: SearchLog, row: int, limit: int) -> list[_Block]:
+    """Finals, then as far as there is room drafts and previews, `limit` tiles in all."""
+    blocks = []
+    image = f"image {row + 1} of {log.rows}" if log.rows > 1 else ""
+    for stage in stages(log):
+        tiles = _tiles(log, row, stage, limit)
+        if tiles:
+            titles = [title for title in (image, f"{stage}s" if stages(log) != [FINAL] else "") if title]
+            blocks.append(_Block("  ·  ".join(titles), tiles, score_digits([tile.score for tile in tiles])))
+        limit -= len(tiles)
+    return blocks
+
+
+def _tiles(log: SearchLog, row: int, stage: str, limit: int) -> list[_Tile]:
+    """The best `limit` of one item's candidates that still have a picture, stock among the finals whatever its rank."""
     scores = log.scores(row).tolist()
-    ranked = [_Tile(index, rank, scores[index]) for rank, index in enumerate(log.order(row), start=1)]
+    order = log.order(row, stage)
+    ranked = [_Tile(index, row, stage, rank, scores[index]) for rank, index in enumerate(order, start=1)]
     with_picture = [tile for tile in ranked if (tile.index, row) in log.thumbnails] if log.thumbnails else ranked
     shown = with_picture[:limit]
-    if limit > 1 and all(tile.index for tile in shown):
+    if stage == FINAL and limit > 1 and all(tile.index for tile in shown):
         shown[limit - 1 :] = [tile for tile in ranked if tile.index == 0]
     return shown
 
@@ -107,13 +132,16 @@ def _tile_size(log: SearchLog) -> tuple[int, int]:
     return round(TILE * math.sqrt(ratio)), round(TILE / math.sqrt(ratio))
 
 
-def _notes(log: SearchLog, blocks: list[list[_Tile]]) -> str:
+def _notes(log: SearchLog, images: int, blocks: list[_Block]) -> str:
     parts = []
-    hidden = sum(len(log.candidates) - len(block) for block in blocks)
-    if hidden:
-        parts.append(f"{count(hidden, 'more picture')} of lower rank not shown")
-    if len(blocks) < log.rows:
-        parts.append(f"{count(log.rows - len(blocks), 'more image')} of the batch not shown")
+    for stage in stages(log):
+        shown = sum(tile.stage == stage for block in blocks for tile in block.tiles)
+        hidden = images * len(log.of_stage(stage)) - shown
+        if hidden:
+            noun = "picture" if stages(log) == [FINAL] else stage
+            parts.append(f"{count(hidden, f'more {noun}')} of lower rank not shown")
+    if images < log.rows:
+        parts.append(f"{count(log.rows - images, 'more image')} of the batch not shown")
     return "  ·  ".join(parts)
 
 
@@ -127,10 +155,12 @@ def _header(canvas: Canvas, log: SearchLog, colours: Theme) -> None:
 
 
 def _draw_tile(
-    canvas: Canvas, log: SearchLog, row: int, tile: _Tile, place: tuple[int, int, int, int], digits: int, colours: Theme
+    canvas: Canvas, log: SearchLog, tile: _Tile, place: tuple[int, int, int, int], digits: int, colours: Theme
 ) -> None:
     left, top, wide, high = place
     accent = colours.best if tile.rank == 1 else colours.stock if tile.index == 0 else None
+    if tile.stage != FINAL:
+        accent = None
     if accent:
         canvas.box(left - 5, top - 5, left + wide + 5, top + high + 5, accent, radius=10)
         canvas.box(left - 2, top - 2, left + wide + 2, top + high + 2, colours.background, radius=8)
@@ -140,25 +170,34 @@ def _draw_tile(
     canvas.text((left, base), score, accent or colours.ink, 16, bold=True)
     candidate = f"candidate {tile.index}" if wide >= 150 else f"c {tile.index}"
     canvas.text((left + wide, base), candidate, colours.muted, 13, "rs")
-    recipe = log.candidates[tile.index].recipes[row]
-    moves = f"  ·  {count(len(recipe.moves), 'move')}" if recipe.moves else ""
-    seed = f"seed {recipe.seed}{moves}"
+    recipe = log.candidates[tile.index].recipes[tile.row]
+    seed = recipe_name(recipe)
     if text_width(seed, 13) > wide:
-        seed = f"{recipe.seed}{moves}"
-    size = 13 * min(
-        1.0, max(0.97 * wide / text_width(seed, 13), 0.7)
-    )  # a seed has up to 20 digits, and each one matters
+        seed = seed.removeprefix("seed ")
+    if text_width(seed, 13 * SMALLEST) > wide:
+        # A seed has up to 20 digits, and each one matters; how many moves there are matters less.
+        seed = str(recipe.seed)
+    size = 13 * min(1.0, max(0.97 * wide / text_width(seed, 13), SMALLEST))
     canvas.text((left, base + 18), fit(seed, size, wide), colours.muted, size)
 
 
-def _badges(tile: _Tile, place: tuple[int, int, int], colours: Theme) -> list[tuple[Image.Image, tuple[int, int]]]:
-    """The rank in the top left corner; "best" and "stock" in the top right one."""
+def _badges(
+    log: SearchLog, tile: _Tile, place: tuple[int, int, int], colours: Theme
+) -> list[tuple[Image.Image, tuple[int, int]]]:
+    """The rank in the top left corner; in the top right one "best" and "stock", or of a draft what became of it."""
     left, top, wide = place
     rank = _pill(f"{tile.rank}", colours.background, colours.ink)
     badges = [(rank, (left + 6, top + 6))]
     right = left + wide - 6
-    words = [("best", colours.best)] if tile.rank == 1 else []
-    words += [("stock", colours.stock)] if tile.index == 0 else []
+    recipe = log.candidates[tile.index].recipes[tile.row]
+    is_stock = recipe == log.candidates[0].recipes[tile.row]
+    if tile.stage == FINAL:
+        words = [("best", colours.best)] * (tile.rank == 1) + [("stock", colours.stock)] * (tile.index == 0)
+    elif is_stock:
+        words = [("stock", colours.stock)]
+    else:
+        finals = [final.recipes[tile.row] for final in log.of_stage(FINAL)]
+        words = [("made final", colours.draft)] * (recipe in finals)
     for word, colour in words:
         badge = _pill(word, colour, colours.on_accent)
         right -= badge.width

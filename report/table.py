@@ -7,15 +7,16 @@ import io
 import json
 from collections.abc import Sequence
 
-from ..search.log import SearchLog
-from .numbers import count, duration, plain, score_digits
-from .words import prompt_of, score_name
+from ..search.log import FINAL, SearchLog
+from .numbers import duration, plain, score_digits
+from .words import counted, prompt_of, report_only, score_name, stages
 
 
 def table(log: SearchLog) -> str:
-    """Markdown, aligned so that it also reads well as plain text: settings, then every candidate, best first.
+    """Markdown, aligned so that it also reads well as plain text: settings, findings, warnings, every candidate.
 
-    One table per item of the latent batch. NFE is per item and seconds per candidate, as measured.
+    One table per item of the latent batch, best first; drafts and previews follow the finals, each ranked among their
+    own. NFE is per item and seconds per candidate, as measured. Verifiers that do not decide are marked.
     """
     lines = [f"# Noise Search: {log.algorithm.replace('_', ' ') or 'search'}", ""]
     if prompt := prompt_of(log):
@@ -24,9 +25,13 @@ def table(log: SearchLog) -> str:
     lines += [f"- {key}: {_value(value)}" for key, value in log.settings.items() if key != "prompt"]
     lines += [f"- {key}: {_value(value)}" for key, value in log.host.items()]
     lines.append(
-        f"- total: {count(len(log.candidates), 'candidate')}, {log.nfe:,} NFE, {duration(log.seconds)}"
+        f"- total: {counted(log)}, {log.nfe:,} NFE, {duration(log.seconds)}"
         + (f" (of which {log.extra_nfe:,} NFE to render winners again)" if log.extra_nfe else "")
     )
+    if log.stopped:
+        lines.append(f"- ended because: {' '.join(log.stopped.split())}")
+    lines += [f"- {key.replace('_', ' ')}: {_value(value)}" for key, value in log.findings.items()]
+    lines += [f"- warning: {' '.join(text.split())}" for text in log.warnings]
     for row in range(log.rows if log.candidates else 0):
         lines.append("")
         if log.rows > 1:
@@ -36,20 +41,28 @@ def table(log: SearchLog) -> str:
 
 
 def to_csv(log: SearchLog) -> str:
-    """One line per candidate and item of the batch, in the order they were made; full precision."""
+    """One line per candidate and item of the batch, in the order they were made; full precision (RFC 4180).
+
+    A rank is among the candidates of the same stage.
+    """
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    head = ["candidate", "image", "rank", "seed", "recipe", "score", *log.members]
+    writer = csv.writer(out, lineterminator="\r\n")
+    head = ["candidate", "image", "stage", "rank", "seed", "recipe", "score", *log.members]
     writer.writerow([*head, "nfe_per_image", "nfe", "seconds"])
     scores = [log.scores(row).tolist() for row in range(log.rows)]
-    ranks = [{index: rank for rank, index in enumerate(log.order(row), start=1)} for row in range(log.rows)]
+    ranks = [_ranks(log, row) for row in range(log.rows)]
     for candidate in log.candidates:
-        for row in range(log.rows):
-            recipe = json.dumps(candidate.recipes[row].to_dict())
-            start = [candidate.index, row + 1, ranks[row][candidate.index], candidate.recipes[row].seed, recipe]
+        for row, recipe in enumerate(candidate.recipes):
+            start = [candidate.index, row + 1, candidate.stage, ranks[row][candidate.index]]
+            start += [recipe.seed, json.dumps(recipe.to_dict())]
             spent = [candidate.nfe_per_row, candidate.nfe, sum(candidate.seconds.values())]
             writer.writerow([*start, scores[row][candidate.index], *candidate.values[row], *spent])
     return out.getvalue()
+
+
+def _ranks(log: SearchLog, row: int) -> dict[int, int]:
+    """The place of each candidate among those of its stage; in order: finals, drafts, previews, each best first."""
+    return {index: rank for stage in stages(log) for rank, index in enumerate(log.order(row, stage), start=1)}
 
 
 def _rows(log: SearchLog, row: int) -> list[str]:
@@ -57,25 +70,31 @@ def _rows(log: SearchLog, row: int) -> list[str]:
     digits = score_digits(scores)
     columns = [log.values(row)[:, member].tolist() for member in range(len(log.members))]
     member_digits = [score_digits(column) for column in columns]
-    moved = any(candidate.recipes[row].moves for candidate in log.candidates)
+    recipes = [candidate.recipes[row] for candidate in log.candidates]
+    staged = len(stages(log)) > 1
+    moved, jumped = any(recipe.moves for recipe in recipes), any(recipe.jumps for recipe in recipes)
     # With one verifier, its raw value is the score: no need to say it twice.
-    members = log.members if len(log.members) > 1 else ()
-    head = ["rank", "candidate", "seed", *(["moves"] if moved else []), "score", *members, "NFE", "seconds", ""]
+    members = range(len(log.members) if len(log.members) > 1 else 0)
+    names = [f"{log.members[m]} (report only)" if m in report_only(log) else log.members[m] for m in members]
+    head = ["rank", "candidate", *["stage"] * staged, "seed", *["moves"] * moved, *["jumps"] * jumped, "score"]
+    head += [*names, "NFE", "seconds", ""]
     body = []
-    for rank, index in enumerate(log.order(row), start=1):
-        candidate = log.candidates[index]
-        marks = [word for word, is_so in (("best", rank == 1), ("stock", index == 0)) if is_so]
+    for index, rank in _ranks(log, row).items():
+        candidate, recipe = log.candidates[index], recipes[index]
+        marks = {"best": rank == 1 and candidate.stage == FINAL, "stock": index == 0}
         body.append(
             [
                 str(rank),
                 str(index),
-                str(candidate.recipes[row].seed),
-                *([str(len(candidate.recipes[row].moves))] if moved else []),
+                *[candidate.stage] * staged,
+                str(recipe.seed),
+                *[str(len(recipe.moves))] * moved,
+                *[str(len(recipe.jumps))] * jumped,
                 plain(scores[index], digits),
-                *(plain(columns[m][index], member_digits[m]) for m in range(len(members))),
+                *(plain(columns[m][index], member_digits[m]) for m in members),
                 str(candidate.nfe_per_row),
                 f"{sum(candidate.seconds.values()):.2f}",
-                ", ".join(marks),
+                ", ".join(word for word, is_so in marks.items() if is_so),
             ]
         )
     return _aligned(head, body)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ..search.log import SearchLog
+from ..search.log import DRAFT, FINAL, PREVIEW, SearchLog
+from ..search.recipe import Recipe
 from .canvas import one_line
 from .numbers import count, duration
+
+STAGES = (FINAL, DRAFT, PREVIEW)  # in the order of how much they say
 
 
 def prompt_of(log: SearchLog) -> str:
@@ -19,10 +22,19 @@ def quoted_prompt(log: SearchLog) -> list[str]:
     return [f"“{prompt}”"] if any(map(str.isalnum, prompt)) else []
 
 
+def report_only(log: SearchLog) -> list[int]:
+    """The members that do not decide: their weight is 0."""
+    return [member for member, weight in enumerate(log.aggregator.weights or ()) if weight == 0]
+
+
 def deciding(log: SearchLog) -> list[str]:
-    """Names of the members that decide (weight 0 is reported only)."""
-    weights = log.aggregator.weights or (1.0,) * len(log.members)
-    return [member for member, weight in zip(log.members, weights, strict=False) if weight > 0]
+    """Names of the members that decide."""
+    return [member for index, member in enumerate(log.members) if index not in report_only(log)]
+
+
+def stages(log: SearchLog) -> list[str]:
+    """The stages that the log has candidates of, finals first."""
+    return [stage for stage in STAGES if log.of_stage(stage)]
 
 
 def score_name(log: SearchLog) -> str:
@@ -38,13 +50,40 @@ def score_name(log: SearchLog) -> str:
     }[log.aggregator.method]
 
 
+def recipe_name(recipe: Recipe) -> str:
+    """ "seed 42", "seed 42  ·  3 moves"."""
+    return "  ·  ".join([f"seed {recipe.seed}", *steps_of(recipe)])
+
+
+def steps_of(recipe: Recipe) -> list[str]:
+    """What happens to the noise of the seed: "3 moves", "2 jumps"."""
+    steps = ((len(recipe.moves), "move"), (len(recipe.jumps), "jump"))
+    return [count(number, noun) for number, noun in steps if number]
+
+
+def counted(log: SearchLog) -> str:
+    """ "12 candidates", or by stage: "8 finals, 60 drafts"."""
+    made = stages(log)
+    if made in ([], [FINAL]):
+        return count(len(log.candidates), "candidate")
+    return ", ".join(count(len(log.of_stage(stage)), stage) for stage in made)
+
+
 def caption(log: SearchLog) -> str:
     """One line: the algorithm, how many candidates, what they cost."""
     parts = [log.algorithm.replace("_", " ")] if log.algorithm else []
-    parts.append(count(len(log.candidates), "candidate"))
+    parts.append(counted(log))
     if log.rows > 1:
         parts.append(count(log.rows, "image"))
     parts.append(f"{log.nfe:,} NFE")
     if log.seconds:
         parts.append(duration(log.seconds))
     return "  ·  ".join(parts)
+
+
+def warning(log: SearchLog) -> str:
+    """The first warning, and how many more there are; "" without any."""
+    if not log.warnings:
+        return ""
+    more = len(log.warnings) - 1
+    return log.warnings[0] + (f" ({count(more, 'more warning')} in the table)" if more else "")

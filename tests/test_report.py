@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 
 import pytest
@@ -10,20 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noise_search.report import charts, numbers
 from noise_search.report import contact_sheet as sheets
-from noise_search.report.canvas import THEMES, Canvas, fit, one_line, text_width
+from noise_search.report.canvas import THEMES, Canvas, fit, mix, one_line, text_width, wrap
 from noise_search.report.charts import score_curve
 from noise_search.report.contact_sheet import contact_sheet
 from noise_search.report.table import table, to_csv
 from noise_search.search.aggregate import Aggregator
 from noise_search.search.engine import Rendered
-from noise_search.search.log import SearchLog
-from noise_search.search.recipe import Recipe, Rotate
+from noise_search.search.log import DRAFT, FINAL, PREVIEW, SearchLog
+from noise_search.search.recipe import Jump, Recipe, Rotate
 
+STAGES = {"f": FINAL, "d": DRAFT, "p": PREVIEW}
 PROMPT = "two small red circles above a blue square"
 
 
-def new_log(scores, seed=100, prompt=PROMPT, members=("CLIP Score",), pictures=None, moves=(), **options):
-    """A log of one score per candidate; or, where a score is a list, [rows] or [rows][members] of them."""
+def new_log(
+    scores, seed=100, prompt=PROMPT, members=("CLIP Score",), pictures=None, moves=(), jumps=(), stages="", **options
+):
+    """A log of one score per candidate; or, where a score is a list, [rows] or [rows][members] of them.
+
+    stages: a letter per candidate, f(inal), d(raft) or p(review); finals if left out.
+    """
     values = torch.tensor(scores, dtype=torch.float64)
     values = values.reshape(len(scores), -1 if scores else 1, len(members))
     log = SearchLog(members, values.shape[1], algorithm="random search", **options)
@@ -33,15 +40,20 @@ def new_log(scores, seed=100, prompt=PROMPT, members=("CLIP Score",), pictures=N
         recipe = Recipe.from_seed(seed + index)
         for move in moves if index else ():
             recipe = recipe.then(move)
+        for jump in jumps if index else ():
+            recipe = recipe.jump(jump)
+        stage = STAGES[stages[index]] if stages else FINAL
+        nfe = 20 if stage == FINAL else 5
         log.add(
             Rendered(
                 recipes=recipe.for_items(log.rows),
                 values=value,
-                nfe=20 * log.rows,
-                nfe_per_row=20,
-                seconds={"sample": 0.4, "score": 0.1},
+                nfe=nfe * log.rows,
+                nfe_per_row=nfe,
+                seconds={"sample": 0.02 * nfe, "score": 0.1},
                 thumbnails=None if pictures is None else torch.stack([pictures(index, row) for row in range(log.rows)]),
-            )
+            ),
+            stage,
         )
     return log
 
@@ -49,6 +61,15 @@ def new_log(scores, seed=100, prompt=PROMPT, members=("CLIP Score",), pictures=N
 def spread(count, rows=1):
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, rows, generator=generator).tolist()
+
+
+def weighted(*weights):
+    return {"members": tuple("ABCDEFGH"[: len(weights)]), "aggregator": Aggregator(weights=weights)}
+
+
+def with_warnings(log, *warnings):
+    log.warnings += warnings
+    return log
 
 
 def grey(index, row, height=12, width=12):
@@ -76,7 +97,25 @@ LOGS = {
     "prompt in other scripts": lambda: new_log(spread(5), prompt="café 猫 кот \u202e😀"),
     "largest seeds": lambda: new_log(spread(5), seed=2**64 - 5),
     "moved recipes": lambda: new_log(spread(5), moves=[Rotate(1, 18.0)] * 3),
+    "moved and jumped": lambda: new_log(spread(9), 2**64 - 9, moves=[Rotate(1, 18.0)] * 999, jumps=[JUMP] * 2),
+    "drafts and finals": lambda: new_log(spread(69), stages="f" + "d" * 60 + "f" * 8),
+    "previews": lambda: new_log(spread(41), stages="f" + "pppf" * 10),
+    "a final and its previews": lambda: new_log(spread(9), stages="f" + "p" * 8),
+    "drafts, previews and finals of 3 images": lambda: new_log(spread(32, 3), stages="f" + "ppd" * 9 + "ffff"),
+    "reported": lambda: new_log(spread(20, 2), **weighted(1, 0)),
+    "6 reported": lambda: new_log(spread(20, 7), **weighted(1, 0, 0, 0, 0, 0, 0)),
+    "reported but constant": lambda: new_log([[[s[0], 5.0]] for s in spread(20)], **weighted(1, 0)),
+    "reported of 3 images": lambda: new_log(
+        torch.randn(20, 3, 3).tolist(), stages="f" + "d" * 15 + "ffff", **weighted(0, 1, 0)
+    ),
+    "reported by a long name": lambda: new_log(
+        spread(20, 2), members=("A" * 300, "B" * 300), aggregator=Aggregator(weights=(1, 0))
+    ),
+    "a long warning": lambda: with_warnings(new_log(spread(5)), "this is a warning and " * 40, "another"),
 }
+
+
+JUMP = Jump(3, 0.1, 0.9)
 
 
 def border_is_empty(picture, background, width=8):
@@ -123,12 +162,13 @@ def light(name):
 @pytest.mark.parametrize("log", LOGS)
 def test_any_log_has_a_curve_with_nothing_cut_off(log, theme):
     picture = score_curve(LOGS[log](), theme)
-    assert (picture.mode, picture.size) == ("RGB", (1200, 675))
+    assert (picture.mode, picture.width) == ("RGB", 1200)
+    assert picture.height == 675 or (picture.height > 675 and log in ("6 reported",))
     assert border_is_empty(picture, THEMES[theme].background)
     assert len(picture.getcolors(1 << 20)) > 20
 
 
-@pytest.mark.parametrize("size", [(480, 320), (640, 400), (1920, 1080)])
+@pytest.mark.parametrize("size", [(480, 400), (640, 480), (1920, 1080)])
 def test_a_curve_of_any_size_has_nothing_cut_off(size):
     picture = score_curve(new_log(spread(64)), width=size[0], height=size[1])
     assert picture.size == size
@@ -139,7 +179,7 @@ def test_a_curve_of_any_size_has_nothing_cut_off(size):
 def test_the_curve_is_a_staircase_that_never_falls(drawn, scores, levels):
     score_curve(new_log(scores))
     lines = [call[1] for call in drawn if call[0] == "line" and call[2] == light("best")]
-    [stairs] = [points for points in lines if points[0][1] > 150]  # the other one is in the key above the plot
+    [stairs] = [points for points in lines if points[0][1] > 150]  # the other one is in the legend above the plot
     x, y = zip(*stairs, strict=True)
     assert list(x) == sorted(x)
     assert list(y) == sorted(y, reverse=True)
@@ -167,7 +207,7 @@ def test_stock_and_the_winner_are_marked_and_named(drawn):
     score_curve(new_log([0.1, 0.3, 0.2]))
     assert "stock  0.100" in texts(drawn)
     assert "best  0.300  ·  seed 101" in texts(drawn)
-    stock = [call for call in drawn if call[0] == "diamond" and call[3] == light("stock")]
+    stock = [call for call in drawn if call[0] == "diamond" and call[3] == light("stock") and call[1][1] > 150]
     assert len(stock) == 1
 
 
@@ -228,10 +268,177 @@ def test_members_without_weight_do_not_name_the_score(drawn):
     assert "B" in texts(drawn)
 
 
+def dots_of(drawn, colour):
+    """The candidates' dots of one colour in the plot: the only transparent discs."""
+    return [call[1] for call in drawn if call[0] == "disc" and call[3] == light(colour) and len(call) == 5]
+
+
+def lines_of(drawn, colour, kind="line"):
+    """Lines of one colour in the plot, not those of its legend."""
+    return [call[1] for call in drawn if call[0] == kind and call[2] == colour and call[1][0][1] > 150]
+
+
+def faint(colour):
+    return mix(light(colour), light("background"), light("faint"))
+
+
+@pytest.mark.parametrize(("letter", "stage", "other"), [("d", "draft", "preview"), ("p", "preview", "draft")])
+def test_drafts_and_previews_are_series_of_their_own(drawn, letter, stage, other):
+    score_curve(new_log([0.1, 0.2, 0.5, 0.4, 0.3], stages="f" + letter * 3 + "f"))
+    assert len(dots_of(drawn, "dot")) == 2
+    assert len(dots_of(drawn, stage)) == 3
+    [[*stairs]] = lines_of(drawn, faint(stage))
+    assert [x for x, _ in stairs[::2]] == [x for x, _ in dots_of(drawn, stage)]
+    assert len({y for _, y in stairs}) == 2
+    [finals] = lines_of(drawn, light("best"))
+    assert len({y for _, y in finals}) == 2
+    assert f"{stage} and best {stage} so far" in texts(drawn)
+    assert f"{other} and best {other} so far" not in texts(drawn)
+
+
+def test_a_draft_better_than_all_finals_is_not_the_winner(drawn):
+    score_curve(new_log([0.1, 0.9, 0.3], stages="fdf"))
+    assert texts(drawn)[:2] == ["+0.200", "over stock"]
+    assert "best  0.300  ·  seed 102" in texts(drawn)
+
+
+def test_finals_stand_at_what_was_spent_on_drafts_too(drawn):
+    score_curve(new_log([0.1, 0.3, 0.2, 0.5], stages="fddf"))
+    (first, _), (last, _) = dots_of(drawn, "dot")
+    (draft, _), _ = dots_of(drawn, "draft")
+    assert (last - first) / (draft - first) == pytest.approx(30 / 5)
+
+
+def test_the_caption_counts_each_stage(drawn):
+    score_curve(new_log(spread(5), stages="fddpf"))
+    assert any("2 finals, 2 drafts, 1 preview" in text for text in texts(drawn))
+
+
+def test_a_search_without_drafts_does_not_speak_of_finals(drawn):
+    score_curve(new_log(spread(5)))
+    assert {"candidate", "best so far"} <= set(texts(drawn))
+    assert not any("final" in text for text in texts(drawn))
+
+
+def test_drafts_of_a_batch_are_series_in_the_hue_of_their_image(drawn):
+    score_curve(new_log(spread(9, 2), stages="f" + "d" * 6 + "ff"))
+    for hue in light("series")[:2]:
+        assert len(lines_of(drawn, mix(hue, light("background"), light("faint")))) == 1
+    assert "draft and best draft so far" in texts(drawn)
+
+
+# Four candidates: the score rises, then falls; B rates the second highest and the third, which wins, lowest.
+HACKED = [[[0.1, 5.0]], [[0.2, 6.0]], [[0.4, 4.0]], [[0.3, 9.0]]]
+
+
+def test_a_reported_verifier_is_a_dashed_line_of_its_value_of_the_best_so_far(drawn):
+    score_curve(new_log(HACKED, **weighted(1, 0)))
+    [line] = lines_of(drawn, light("reported")[0], "dashes")
+    levels = list(dict.fromkeys(y for _, y in line))
+    assert len(levels) == 3  # the last candidate, which B likes best, is not the best
+    assert levels[1] < levels[0] < levels[2]
+    assert levels[2] - levels[0] == pytest.approx(levels[0] - levels[1])
+    assert line[-1][1] == levels[2]
+
+
+def test_a_reported_verifier_follows_the_finals_only(drawn):
+    score_curve(new_log([[[0.1, 5.0]], [[0.9, 9.0]], [[0.4, 4.0]]], stages="fdf", **weighted(1, 0)))
+    assert "5.00 to 4.00 (right axis)" in texts(drawn)
+
+
+def test_one_reported_verifier_has_an_axis_at_the_right(drawn):
+    score_curve(new_log(HACKED, **weighted(1, 0)))
+    assert {"B of the best, report only", "5.00 to 4.00 (right axis)", "B (report only)"} <= set(texts(drawn))
+    ticks = [call for call in drawn if call[0] == "text" and call[3] == light("reported")[0] and call[1][1] > 170]
+    assert len(ticks) >= 3
+    [line] = lines_of(drawn, light("reported")[0], "dashes")
+    places = {float(call[2]): call[1][1] for call in ticks}
+    low, high = min(places), max(places)
+    assert line[0][1] == pytest.approx(
+        places[low] + (places[high] - places[low]) * (5.0 - low) / (high - low), abs=0.01
+    )
+
+
+def test_several_reported_verifiers_have_a_scale_each_and_never_hide_each_other(drawn):
+    scores = [[[row[0][0], row[0][1], 10 * row[0][1]]] for row in HACKED]
+    score_curve(new_log(scores, **weighted(1, 0, 0)))
+    assert {"5.00 to 4.00 (own scale: 4.00 to 6.00)", "50.0 to 40.0 (own scale: 40.0 to 60.0)"} <= set(texts(drawn))
+    one, two = (lines_of(drawn, light("reported")[number], "dashes")[0] for number in range(2))
+    assert max(y for _, y in one) < min(y for _, y in two)
+    assert not any("right axis" in text for text in texts(drawn))
+
+
+def test_more_reported_verifiers_than_can_be_told_apart_are_counted(drawn):
+    score_curve(LOGS["6 reported"]())
+    assert "and 2 verifiers more in the table" in texts(drawn)
+
+
+def test_a_reported_verifier_of_a_batch_is_the_mean_of_its_images(drawn):
+    first = [[0.1, 5.0], [0.1, 1.0]]
+    second = [[0.2, 7.0], [0.3, 2.0]]
+    score_curve(new_log([first, second], **weighted(1, 0)))
+    assert "3.00 to 4.50, mean of the images (right axis)" in texts(drawn)
+
+
+@pytest.mark.parametrize("width", [480, 700, 1200])
+@pytest.mark.parametrize("log", ["20 images", "6 reported", "reported by a long name", "reported of 3 images"])
+def test_a_legend_wraps_and_never_overlaps(drawn, log, width):
+    picture = score_curve(LOGS[log](), width=width)
+    assert border_is_empty(picture, light("background"))
+    bottom = next(call[1][1] for call in drawn if call[0] == "text" and call[2] == "stock (no search)")
+    boxes = [
+        (call[1][0], call[1][1], call[1][0] + text_width(call[2], call[4]))
+        for call in drawn
+        if call[0] == "text" and len(call) == 5 and call[4] == 14 and call[1][1] >= min(bottom, 115)
+    ]
+    for number, (left, y, right) in enumerate(boxes):
+        for other in boxes[:number]:
+            assert other[1] != y or other[0] > right or other[2] < left
+
+
+def test_the_first_warning_is_shown_and_the_others_are_counted(drawn):
+    score_curve(with_warnings(new_log(spread(5)), "The scores hardly vary.", "Other.", "More."))
+    assert "The scores hardly vary. (2 more warnings in the table)" in texts(drawn)
+
+
+def test_a_long_warning_takes_two_lines(drawn):
+    score_curve(with_warnings(new_log(spread(5)), "many words " * 25))
+    assert sum("many words" in text for text in texts(drawn)) == 2
+    assert not any("…" in text for text in texts(drawn))
+
+
+def test_labels_do_not_cover_each_other_or_candidates(drawn):
+    # Stock is followed by candidates where its label stands first.
+    score_curve(new_log([0.5, 0.49, 0.485, 0.48, 0.9, 0.0, *[0.1] * 30]))
+    [label] = [call for call in drawn if call[0] == "text" and call[2].startswith("stock  ")]
+    half = text_width(label[2], 15) / 2
+    x, y = label[1]
+    assert not any(abs(at[0] - x) < half and y - 11 < at[1] < y for at in dots_of(drawn, "dot"))
+
+
+def test_both_axes_are_two_panels_of_one_picture(drawn):
+    picture = score_curve(new_log([0.1, 0.3, 0.2]), axis="both")
+    assert picture.size == (1200, 1080)
+    said = texts(drawn)
+    assert said.index("denoiser evaluations (NFE) per image") < said.index("seconds")
+    assert said.count("Best score so far") == said.count("candidate") == 1
+    assert said.count("best  0.300  ·  seed 101") == 2
+    assert len(dots_of(drawn, "dot")) == 6
+    one, two = lines_of(drawn, light("best"))
+    assert one[0][1] < two[0][1]
+    assert one[-1][0] == two[-1][0]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("log", LOGS)
+def test_any_log_has_a_curve_over_both_axes(log, theme):
+    assert border_is_empty(score_curve(LOGS[log](), theme, "both"), THEMES[theme].background)
+
+
 def test_unknown_themes_and_axes_are_named():
     with pytest.raises(ValueError, match="unknown theme 'pink'; known: light, dark"):
         score_curve(new_log([1.0]), theme="pink")
-    with pytest.raises(ValueError, match="unknown axis 'steps'; known: nfe, seconds"):
+    with pytest.raises(ValueError, match="unknown axis 'steps'; known: nfe, seconds, both"):
         score_curve(new_log([1.0]), axis="steps")
 
 
@@ -320,6 +527,47 @@ def test_more_images_than_tiles_say_so(drawn):
     assert any("6 more images of the batch not shown" in text for text in texts(drawn))
 
 
+def blocks(drawn):
+    return [text for text in texts(drawn) if text.startswith(("image ", "candidate ", "final", "draft", "preview"))]
+
+
+def test_drafts_and_previews_follow_the_finals_in_blocks_of_their_own(drawn):
+    contact_sheet(new_log([0.1, 0.2, 0.9, 0.3, 0.5], stages="fddpf", pictures=grey))
+    said = ["finals", "candidate 4", "candidate 0", "drafts", "candidate 2", "candidate 1", "previews", "candidate 3"]
+    assert blocks(drawn) == said
+    assert texts(drawn).count("best") == 1
+
+
+def test_drafts_fill_what_finals_leave(drawn):
+    contact_sheet(new_log(spread(30), stages="f" + "d" * 19 + "p" * 8 + "ff", pictures=grey), tiles=12)
+    assert [text for text in blocks(drawn) if "candidate" not in text] == ["finals", "drafts"]
+    assert sum(text.startswith("candidate ") for text in texts(drawn)) == 12
+    assert "10 more drafts of lower rank not shown  ·  8 more previews of lower rank not shown" in " ".join(
+        texts(drawn)
+    )
+
+
+def test_a_batch_has_a_block_per_image_and_stage(drawn):
+    contact_sheet(new_log(spread(3, 2), stages="fdf", pictures=grey))
+    headings = [text for text in blocks(drawn) if text.startswith("image ")]
+    assert headings == [f"image {row} of 2  ·  {stage}" for row in (1, 2) for stage in ("finals", "drafts")]
+
+
+def test_a_draft_says_what_became_of_it(drawn):
+    log = new_log([0.1], pictures=grey)
+    for seed, stage in ((100, DRAFT), (101, DRAFT), (102, DRAFT), (101, FINAL)):
+        thumbnails = grey(1, 0)[None]
+        log.add(Rendered((Recipe.from_seed(seed),), torch.tensor([[seed / 7]]), 5, 5, thumbnails=thumbnails), stage)
+    contact_sheet(log)
+    assert texts(drawn).count("made final") == 1
+    assert texts(drawn).count("stock") == 2
+
+
+def test_tiles_say_how_the_noise_was_made(drawn):
+    contact_sheet(new_log(spread(3), moves=[Rotate(1, 18.0)], jumps=[JUMP] * 2, pictures=grey))
+    assert any(text.endswith("102  ·  1 move  ·  2 jumps") for text in texts(drawn))
+
+
 @pytest.mark.parametrize("shape", [(12, 12), (24, 12)])
 def test_all_20_digits_of_a_seed_are_readable(drawn, shape):
     contact_sheet(new_log([1.0], seed=2**64 - 1, pictures=lambda i, row: grey(i, row, *shape)))
@@ -377,6 +625,56 @@ def test_moved_recipes_are_told_apart_by_their_moves():
     assert "| moves |" not in table(new_log([1.0]))
 
 
+def cells_of(text):
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_table_ranks_each_stage_among_its_own():
+    cells = cells_of(table(new_log([0.1, 0.2, 0.9, 0.3, 0.5], stages="fddpf")))
+    assert cells[0] == ["rank", "candidate", "stage", "seed", "score", "NFE", "seconds", ""]
+    assert [(line[0], line[1], line[2], line[-1]) for line in cells[2:]] == [
+        ("1", "4", "final", "best"),
+        ("2", "0", "final", "stock"),
+        ("1", "2", "draft", ""),
+        ("2", "1", "draft", ""),
+        ("1", "3", "preview", ""),
+    ]
+
+
+def test_moves_and_jumps_have_columns_where_there_are_any():
+    assert cells_of(table(new_log(spread(3), jumps=[JUMP] * 2)))[0][3] == "jumps"
+    both = cells_of(table(new_log(spread(3), moves=[Rotate(1, 9.0)], jumps=[JUMP] * 2)))
+    assert both[0][3:5] == ["moves", "jumps"]
+    assert sorted(line[3:5] for line in both[2:]) == [["0", "0"], ["1", "2"], ["1", "2"]]
+
+
+def test_the_table_says_why_the_search_ended_and_what_it_found():
+    log = with_warnings(new_log(spread(3)), "Beware.", "Of the\ndog.")
+    log.stopped = "the budget of 60 NFE is spent"
+    log.findings = {"drafts": 12, "draft_final_rank_correlation": 0.62}
+    lines = table(log).splitlines()
+    start = lines.index("- ended because: the budget of 60 NFE is spent")
+    found = ["- drafts: 12", "- draft final rank correlation: 0.62", "- warning: Beware.", "- warning: Of the dog."]
+    assert lines[start + 1 : start + 5] == found
+    assert "ended because" not in table(new_log(spread(3)))
+
+
+def test_verifiers_that_do_not_decide_are_marked_in_the_table():
+    head = cells_of(table(new_log(spread(4, 2), **weighted(1, 0))))[0]
+    assert "A" in head and "B (report only)" in head
+
+
+def test_the_items_of_a_batch_may_have_recipes_of_their_own():
+    log = new_log([[1.0, 2.0]])
+    recipes = (Recipe.from_seed(7), Recipe.from_seed(8).then(Rotate(1, 9.0)))
+    log.add(Rendered(recipes, torch.tensor([[5.0], [6.0]]), 40, 20))
+    assert [line[2] for line in cells_of(table(log)) if line[1] == "1"] == ["7", "8"]
+    lines = list(csv.DictReader(io.StringIO(to_csv(log))))[2:]
+    assert [line["seed"] for line in lines] == ["7", "8"]
+    assert [Recipe.from_dict(json.loads(line["recipe"])) for line in lines] == list(recipes)
+
+
 def test_what_was_rendered_again_is_in_the_total():
     log = new_log([1.0])
     log.extra_nfe = 20
@@ -393,6 +691,20 @@ def test_csv_reads_back_with_all_digits():
         values = log.candidates[int(line["candidate"])].values[int(line["image"]) - 1]
         assert float(line["A, with a comma"]) == values[0]
         assert log.order(int(line["image"]) - 1)[int(line["rank"]) - 1] == int(line["candidate"])
+
+
+def test_csv_has_the_stage_with_ranks_among_it_and_verifiers_that_do_not_decide():
+    log = new_log([[[0.1, 1 / 3]], [[0.9, 2.0]], [[0.2, 3.0]]], stages="fdf", **weighted(1, 0))
+    lines = list(csv.DictReader(io.StringIO(to_csv(log))))
+    assert [(line["stage"], line["rank"]) for line in lines] == [("final", "2"), ("draft", "1"), ("final", "1")]
+    assert [float(line["B"]) for line in lines] == [log.candidates[index].values[0][1] for index in range(3)]
+
+
+def test_csv_is_as_the_standard_has_it():
+    text = to_csv(new_log(spread(2), members=('a "b",\nc',)))
+    assert '"a ""b"",\nc"' in text
+    assert text.endswith("\r\n") and text.count("\r\n") == 3
+    assert {len(line) for line in csv.reader(io.StringIO(text, newline=""), strict=True)} == {11}
 
 
 # Numbers and words
@@ -466,6 +778,15 @@ def test_durations(seconds, text):
 @given(st.text(), st.integers(30, 300))
 def test_fitted_text_fits(text, width):
     assert text_width(fit(one_line(text), 14, width), 14) <= width
+
+
+@given(st.text(), st.integers(30, 300), st.integers(1, 4))
+def test_wrapped_text_fits_and_loses_no_word_before_the_end(text, width, lines):
+    wrapped = wrap(one_line(text), 14, width, lines)
+    assert len(wrapped) <= lines
+    assert all(text_width(line, 14) <= width for line in wrapped)
+    if not any("…" in line for line in wrapped):
+        assert " ".join(wrapped).split() == one_line(text).split()
 
 
 def test_what_fits_is_left_alone():
