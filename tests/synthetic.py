@@ -128,7 +128,7 @@ class SyntheticEngine:
         return State(recipes, states[0].level, torch.stack([state.latent[row] for row, state in enumerate(states)]))
 
     def steps_between(self, start, end):
-        return max(round((start - end) * self.steps), 1)
+        return max(round((start - end) * self.steps), min(self.steps, 1))
 
     def spend(self, steps):
         self.spent[0] += steps * self.rows
