@@ -133,7 +133,8 @@ def fit(text: str, size: float, width: float) -> str:
 
 def wrap(text: str, size: float, width: float, lines: int) -> list[str]:
     """The text in at most `lines` lines of `width` pixels, broken between words; the last one is cut where needed."""
-    words, out = text.split(" "), []
+    words = text.split(" ")
+    out: list[str] = []
     while words and len(out) < lines - 1:
         taken = len(words)
         while taken > 1 and text_width(" ".join(words[:taken]).strip(), size) > width:

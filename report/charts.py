@@ -133,7 +133,7 @@ class _Reported:
     @property
     def change(self) -> str:
         """From stock to the winner."""
-        return f"{plain(self.values[0], self.digits)} to {plain(self.values[-1], self.digits)}"
+        return f"stock {plain(self.values[0], self.digits)}, best {plain(self.values[-1], self.digits)}"
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,7 @@ class _Plot:
         batch, only_finals = log.rows > 1, made == [FINAL]
         entries = []
         if batch:
+            entries.append(_Entry(_nothing, "stock to best:"))
             for series in self.finals[:MAX_IMAGES]:
                 change = f"{plain(series.scores[0], self.digits)} to {plain(max(series.scores), self.digits)}"
                 entries.append(_Entry(_line(self.hue(series), 3), f"image {series.row + 1}", change))
@@ -458,13 +459,15 @@ class _Panel:
         half = text_width(text, 15) / 2
         boxes = []
         for dy in baselines:
-            for dx in (0.0, half - 12, 12 - half, half + 12, half + 40, half + 90):
+            for dx in (0.0, half - 12, 12 - half, half + 12, half + 40, half + 90, half + 140):
                 x = min(max(at[0] + dx, self.left + half + 4), self.right - half - 4)
                 boxes.append((x - half, at[1] + dy - 14, x + half, at[1] + dy + 4))
 
-        def covered(box: tuple[float, float, float, float]) -> int:
+        def covered(box: tuple[float, float, float, float]) -> float:
             inside = sum(box[0] - 4 < x < box[2] + 4 and box[1] - 3 < y < box[3] + 3 for x, y in taken)
-            return inside + (1000 if box[1] < self.top or box[3] > self.bottom else 0)
+            # Far from its mark only where that really helps.
+            distance = abs((box[0] + box[2]) / 2 - at[0])
+            return inside * (1 + distance / 300) + (1000 if box[1] < self.top or box[3] > self.bottom else 0)
 
         best = min(boxes, key=covered)
         middle = ((best[0] + best[2]) / 2, best[3] - 4)

@@ -234,6 +234,7 @@ def test_a_batch_has_a_line_and_a_legend_entry_per_image(drawn):
     score_curve(new_log([[1.0, 5.0, 3.0], [2.0, 4.0, 3.5]]))
     lines = {call[2] for call in drawn if call[0] == "line" and call[3] == 2.6}
     assert lines == set(light("series")[:3])
+    assert "stock to best:" in texts(drawn)
     assert [text for text in texts(drawn) if "0 to " in text] == ["1.00 to 2.00", "5.00 to 5.00", "3.00 to 3.50"]
 
 
@@ -343,12 +344,12 @@ def test_a_reported_verifier_is_a_dashed_line_of_its_value_of_the_best_so_far(dr
 
 def test_a_reported_verifier_follows_the_finals_only(drawn):
     score_curve(new_log([[[0.1, 5.0]], [[0.9, 9.0]], [[0.4, 4.0]]], stages="fdf", **weighted(1, 0)))
-    assert "5.00 to 4.00 (right axis)" in texts(drawn)
+    assert "stock 5.00, best 4.00 (right axis)" in texts(drawn)
 
 
 def test_one_reported_verifier_has_an_axis_at_the_right(drawn):
     score_curve(new_log(HACKED, **weighted(1, 0)))
-    assert {"B of the best, report only", "5.00 to 4.00 (right axis)", "B (report only)"} <= set(texts(drawn))
+    assert {"B of the best, report only", "stock 5.00, best 4.00 (right axis)", "B (report only)"} <= set(texts(drawn))
     ticks = [call for call in drawn if call[0] == "text" and call[3] == light("reported")[0] and call[1][1] > 170]
     assert len(ticks) >= 3
     [line] = lines_of(drawn, light("reported")[0], "dashes")
@@ -362,7 +363,10 @@ def test_one_reported_verifier_has_an_axis_at_the_right(drawn):
 def test_several_reported_verifiers_have_a_scale_each_and_never_hide_each_other(drawn):
     scores = [[[row[0][0], row[0][1], 10 * row[0][1]]] for row in HACKED]
     score_curve(new_log(scores, **weighted(1, 0, 0)))
-    assert {"5.00 to 4.00 (own scale: 4.00 to 6.00)", "50.0 to 40.0 (own scale: 40.0 to 60.0)"} <= set(texts(drawn))
+    assert {
+        "stock 5.00, best 4.00 (own scale: 4.00 to 6.00)",
+        "stock 50.0, best 40.0 (own scale: 40.0 to 60.0)",
+    } <= set(texts(drawn))
     one, two = (lines_of(drawn, light("reported")[number], "dashes")[0] for number in range(2))
     assert max(y for _, y in one) < min(y for _, y in two)
     assert not any("right axis" in text for text in texts(drawn))
@@ -377,7 +381,7 @@ def test_a_reported_verifier_of_a_batch_is_the_mean_of_its_images(drawn):
     first = [[0.1, 5.0], [0.1, 1.0]]
     second = [[0.2, 7.0], [0.3, 2.0]]
     score_curve(new_log([first, second], **weighted(1, 0)))
-    assert "3.00 to 4.50, mean of the images (right axis)" in texts(drawn)
+    assert "stock 3.00, best 4.50, mean of the images (right axis)" in texts(drawn)
 
 
 @pytest.mark.parametrize("width", [480, 700, 1200])
