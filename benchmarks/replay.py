@@ -109,8 +109,10 @@ def shuffled(rewards: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return rewards[torch.randperm(len(rewards), generator=generator)]
 
 
-def own_gains(rewards: torch.Tensor, name: str, repeats: int, generator: torch.Generator) -> dict[int, torch.Tensor]:
-    """Gain per prompt [prompts] of best-of-N by one verifier on itself, for each N.
+def own_gains(
+    rewards: torch.Tensor, name: str, repeats: int, generator: torch.Generator
+) -> dict[int, tuple[int, torch.Tensor]]:
+    """(NFE of a search, gain per prompt [prompts]) of best-of-N by one verifier on itself, for each N.
 
     rewards: [prompts, seeds, steps]. Each repeat splits the seeds anew into disjoint subsets of N, one search each.
     """
@@ -124,9 +126,11 @@ def own_gains(rewards: torch.Tensor, name: str, repeats: int, generator: torch.G
             best = []
             for _ in range(repeats):
                 engine = ReplayEngine(shuffled(rewards[prompt], generator)[:, :, None], [name])
-                best += [search(engine, seed, n).curve()[-1][2] for seed in range(0, seeds - n + 1, n)]
+                ends = [search(engine, seed, n).curve()[-1] for seed in range(0, seeds - n + 1, n)]
+                best += [score for _, _, score in ends]
             total[prompt] = sum(best) / len(best)
-        gains[n] = torch.where(deviation > 0, (total - mean) / deviation, 0.0)
+        nfe = ends[0][0]
+        gains[n] = nfe, torch.where(deviation > 0, (total - mean) / deviation, 0.0)
     return gains
 
 
@@ -181,12 +185,12 @@ def measure(rewards: torch.Tensor, names: Sequence[str], repeats: int, seed: int
     result: dict = {"prompts": prompts, "seeds": seeds, "repeats": repeats, "best_of_n": {}, "cross": {}}
     for member, name in enumerate(names):
         rows = []
-        for n, gain in own_gains(rewards[..., member], name, repeats, generator).items():
+        for n, (nfe, gain) in own_gains(rewards[..., member], name, repeats, generator).items():
             low, high = interval(gain, generator)
             exact = float(expected_best(z[..., member], n).mean())
             gaussian = expected_best_gaussian(n)
-            row = {"n": n, "gain": float(gain.mean()), "low": low, "high": high, "exact": exact, "gaussian": gaussian}
-            rows.append(row)
+            own = {"gain": float(gain.mean()), "low": low, "high": high}
+            rows.append({"n": n, "nfe": nfe, **own, "exact": exact, "gaussian": gaussian})
         skewness, kurtosis = float((z[..., member] ** 3).mean()), float((z[..., member] ** 4).mean())
         top = float(z[..., member].amax(dim=1).mean())
         result["best_of_n"][name] = {"rows": rows, "skewness": skewness, "kurtosis": kurtosis, "mean_maximum": top}
@@ -206,6 +210,11 @@ def show(result: dict) -> None:
         f"{result['prompts']} prompts x {result['seeds']} seeds; gain in within-prompt standard deviations, "
         f"mean [95 % interval over prompts]"
     )
+    names = list(result["best_of_n"])
+    print("\nRandom Search by NFE, each verifier judged by itself")
+    print(f"{'N':>4}  {'NFE':>6}" + "".join(f"{name:>26}" for name in names))
+    for rows in zip(*(table["rows"] for table in result["best_of_n"].values()), strict=True):
+        print(f"{rows[0]['n']:>4}  {rows[0]['nfe']:>6,}" + "".join(map(cell, rows)))
     for name, table in result["best_of_n"].items():
         print(f"\nBest of N by {name}, judged by itself")
         print(f"{'N':>4}  {'gain':>6}  {'95 % interval':>16}  {'exact':>6}  {'if Gaussian':>11}")
@@ -218,12 +227,16 @@ def show(result: dict) -> None:
             f"      shape of the rewards: skewness {table['skewness']:+.2f}, kurtosis {table['kurtosis']:.2f} "
             f"(Gaussian 0 and 3); best of all {result['seeds']} is {table['mean_maximum']:+.2f} on average"
         )
-    names = list(result["best_of_n"])
     print(f"\nBest of {result['cross_n']}, selected by the row, judged by the column")
     print(f"{'selected by':<18}" + "".join(f"{name:>26}" for name in names))
     for rule, columns in result["cross"].items():
-        cells = [f"{cell['gain']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]" for cell in columns.values()]
-        print(f"{rule:<18}" + "".join(f"{cell:>26}" for cell in cells))
+        print(f"{rule:<18}" + "".join(map(cell, columns.values())))
+
+
+def cell(gain: dict) -> str:
+    """A gain with its interval, as wide as its column."""
+    text = f"{gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+    return f"{text:>26}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -89,6 +89,11 @@ def test_best_of_one_gains_nothing_and_best_of_all_seeds_is_their_maximum(result
         assert last["gain"] == pytest.approx(table["mean_maximum"], abs=1e-5)
 
 
+def test_the_nfe_are_those_of_the_search(result):
+    for table in result["best_of_n"].values():
+        assert [row["nfe"] for row in table["rows"]] == [row["n"] * 3 for row in table["rows"]]
+
+
 def test_intervals_hold_the_gain(result):
     for table in result["best_of_n"].values():
         for row in table["rows"]:
