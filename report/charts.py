@@ -145,8 +145,12 @@ class _Entry:
     note: str = ""
 
     @property
+    def indent(self) -> float:
+        return 0 if self.draw is _nothing else SYMBOL + 8
+
+    @property
     def width(self) -> float:
-        return SYMBOL + 8 + text_width(self.name, 14) + (8 + text_width(self.note, 14) if self.note else 0)
+        return self.indent + text_width(self.name, 14) + (8 + text_width(self.note, 14) if self.note else 0)
 
 
 class _Plot:
@@ -178,12 +182,9 @@ class _Plot:
     def draw(self, canvas: Canvas, axes: Sequence[str]) -> None:
         self._draw_legend(canvas)
         room = (canvas.size[1] - self.top - (len(axes) - 1) * 14) / len(axes)
-        panels = []
         for number, axis in enumerate(axes):
             top = self.top + number * (room + 14)
-            panels.append(_Panel(canvas, self, axis, top, top + room - 62))
-        for panel in panels:
-            panel.draw(max(other.left for other in panels), min(other.right for other in panels))
+            _Panel(canvas, self, axis, top, top + room - 62).draw()
         self._titles(canvas)
 
     def hue(self, series: _Series) -> str:
@@ -276,7 +277,7 @@ class _Plot:
             y = self.legend_top + 22 * number
             for x, entry in line:
                 entry.draw(canvas, x, y - 5)
-                left = x + (SYMBOL + 8 if entry.draw is not _nothing else 0)
+                left = x + entry.indent
                 canvas.text((left, y), entry.name, self.colours.ink, 14)
                 if entry.note:
                     canvas.text((left + text_width(entry.name, 14) + 8, y), entry.note, self.colours.muted, 14)
@@ -315,9 +316,7 @@ class _Panel:
         share = (value - self.right_low) / (self.right_high - self.right_low)
         return self.bottom - (self.bottom - self.top) * share
 
-    def draw(self, left: float, right: float) -> None:
-        """left, right: of the plotted area, the same in all panels."""
-        self.left, self.right = left, right
+    def draw(self) -> None:
         self._axes()
         if self.log.rows == 1:
             stairs = self._staircase(self.plot.finals[0])
