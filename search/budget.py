@@ -161,7 +161,7 @@ class Spending:
         """The limit that these costs do not fit, in words."""
         nfe, seconds = sum(cost.nfe for cost in costs), sum(cost.seconds for cost in costs)
         candidates = self.budget.candidates
-        if self.unit is not None and not self.unit.nfe and len(self.log.candidates) >= candidates:
+        if self.unit is not None and not self.unit.nfe and len(self.log.candidates) + len(costs) > candidates:
             return f"the budget of {candidates} candidates is spent"  # a schedule without steps
         if self.nfe + nfe > self.limit + SLACK:
             of = f"{candidates} candidates (" if self.unit and self.limit == candidates * self.unit.nfe else ""

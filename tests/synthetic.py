@@ -53,6 +53,7 @@ class SyntheticEngine:
     """
 
     deterministic = True
+    chunk = 1
 
     def __init__(self, *landscapes, rows: int = 1, steps: int = 10):
         self.landscapes = landscapes or (smooth,)

@@ -10,6 +10,13 @@ from noise_search.search.recipe import Recipe, from_json, to_json
 from synthetic import SyntheticEngine, smooth, tilted, white
 
 
+def in_threes():
+    """An engine that likes to get three candidates at once."""
+    engine = SyntheticEngine(smooth, tilted, rows=2)
+    engine.chunk = 3
+    return engine
+
+
 def recorded():
     rewards = torch.randn(50, 6, 2, generator=torch.Generator().manual_seed(0))
     return replay_benchmark().ReplayEngine(rewards, ["first", "second"])
@@ -22,6 +29,7 @@ CASES = cases(
         "white noise, batch of 3": lambda: SyntheticEngine(white, rows=3, steps=12),
         "an ensemble": lambda: SyntheticEngine(smooth, tilted),
         "an ensemble, batch of 3, 7 steps": lambda: SyntheticEngine(smooth, tilted, rows=3, steps=7),
+        "an ensemble, batch of 2, three at once": in_threes,
     }
 ) + cases({"recorded rewards": recorded}, only=("random",))
 

@@ -237,3 +237,13 @@ def test_an_ensemble_ranks_drafts_among_drafts():
 def test_the_log_names_the_inner_search():
     assert DraftAndFinal(ZeroOrderSearch()).name == "draft and final (zero-order search)"
     assert DraftAndFinal(ZeroOrderSearch(angle=9.0)).settings()["angle"] == 9.0
+
+
+@pytest.mark.parametrize("seconds", [5.0, 8.0, 20.0])
+@pytest.mark.parametrize("inner", INNER, ids=lambda inner: inner.name)
+def test_seconds_are_kept_for_the_finals(inner, seconds):
+    """A run of 20 steps takes 1.25 seconds here."""
+    log = draft(inner=inner, budget=Budget(1000, seconds=seconds))
+    assert log.seconds <= seconds + 1.25
+    assert log.candidates[-1].stage == FINAL
+    assert log.stopped == f"the budget of {seconds:g} seconds is spent"

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from noise_search.search.aggregate import Aggregator
 from noise_search.search.budget import Budget
 from noise_search.search.log import Pool, SearchLog
+from noise_search.search.paths import SearchOverPaths
 from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
+from noise_search.search.replay import ReplayRecipe
 from noise_search.search.run import search as run_search
 from synthetic import SHAPE, SyntheticEngine, smooth, tilted, white
 
@@ -107,6 +109,18 @@ def test_a_search_is_stopped_by_an_exception_between_candidates_and_keeps_what_i
     with pytest.raises(Stop):
         run_search(RandomSearch(), engine, pool, 0, Budget(100), stop)
     assert (len(engine.rendered), len(pool.log.candidates), len(pool.top(0))) == (3, 3, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("algorithm", [RandomSearch(), SearchOverPaths()], ids=lambda algorithm: algorithm.name)
+def test_a_recipe_makes_its_candidate_again_whatever_the_budget(algorithm, rows):
+    engine = SyntheticEngine(smooth, rows=rows)
+    found = run_search(algorithm, engine, Pool(SearchLog(engine.members, rows)), 0, Budget(24))
+    for recipes in {candidate.recipes: None for candidate in found.log.of_stage()}:
+        again = run_search(ReplayRecipe(recipes), engine, Pool(SearchLog(engine.members, rows)), 1, Budget(1, nfe=1))
+        [candidate] = again.log.candidates
+        original = next(one for one in found.log.of_stage() if one.recipes == recipes)
+        assert (candidate.recipes, candidate.values) == (original.recipes, original.values)
 
 
 def test_global_random_state_is_left_alone():
