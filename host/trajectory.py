@@ -54,15 +54,16 @@ class Trajectories:
 
     def denoise(self, state: State, level: float, callback: Callable | None = None) -> State:
         """Samples down to a noise level; 0 is the end of the schedule."""
-        point = state.latent
         sigmas = self.between(state.level, level)
-        samples, x0 = self.sampling.run(point.noise, self._unmasked(state), sigmas, point.seed, callback)
-        return State(state.recipes, level, Point(samples, torch.zeros_like(samples), point.seed, x0))
+        samples, x0 = self.sampling.run(*self._begin(state), sigmas, state.latent.seed, callback)
+        return State(state.recipes, level, Point(samples, torch.zeros_like(samples), state.latent.seed, x0))
 
     def renoise(self, state: State, level: float, seeds: Sequence[int]) -> State:
         """The forward process up to a noise level, every item with fresh noise from its seed."""
-        alpha, sigma = self._scales(self.sigma(state.level))
-        share = fresh_noise(alpha, sigma, *self._scales(self.sigma(level)))
+        target = self.sigma(level)
+        scales = self._scales(target)
+        share = fresh_noise(*self._scales(self.sigma(state.level)), *scales)
+        share *= scales[1] / self._scales(target, first=True)[1]
         plain = [recipe.with_seed(seed) for recipe, seed in zip(state.recipes, seeds, strict=True)]
         jumps = [Jump(seed, state.level, level) for seed in seeds]
         recipes = tuple(recipe.jump(jump) for recipe, jump in zip(state.recipes, jumps, strict=True))
@@ -72,8 +73,8 @@ class Trajectories:
     def predict(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
         """(LATENT, the same) of the x0 prediction: one Euler step to 0, which is one evaluation per item."""
         sigma = torch.tensor([self.sigma(state.level), 0.0])
-        point, euler = state.latent, comfy.samplers.sampler_object("euler")
-        samples, _ = self.sampling.run(point.noise, self._unmasked(state), sigma, point.seed, sampler=euler)
+        euler = comfy.samplers.sampler_object("euler")
+        samples, _ = self.sampling.run(*self._begin(state), sigma, state.latent.seed, sampler=euler)
         return self.sampling.finished(samples)
 
     def follow(self, recipes: Sequence[Recipe], callback: Callable | None = None) -> State:
@@ -118,6 +119,11 @@ class Trajectories:
         if start >= 1.0 and end <= 0.0:
             return full
         first, last = self.sigma(start), self.sigma(end)
+        if first <= last and end <= 0:
+            raise ValueError(
+                f"the schedule ends at sigma {last:.4g}, which is not below noise level {start:g} of the search. "
+                "Give the search higher levels, or a schedule that goes on to 0."
+            )
         if first <= last:
             raise ValueError(
                 f"noise level {end:g} (sigma {last:.4g}) is not below where the sampling starts (sigma {first:.4g}). "
@@ -140,25 +146,33 @@ class Trajectories:
     def _is_flow(self) -> bool:
         return self._scales(0.5)[0] == 0.5
 
-    def _scales(self, sigma: float) -> tuple[float, float]:
-        """The shares of image and noise in x at a sigma, as the model's own noise scaling has them."""
+    def _scales(self, sigma: float, first: bool = False) -> tuple[float, float]:
+        """The shares of image and noise in x at a sigma, as the model's own noise scaling has them.
+
+        first: where sampling begins. From its highest sigma the host takes a little more noise there, in place of the
+        image that it expects to be missing.
+        """
+        top = first and sigma >= float(self.model_sampling.sigma_max) * (1 - 1e-5)
         at, one, zero = torch.tensor([sigma], dtype=torch.float64), torch.ones(1).double(), torch.zeros(1).double()
-        image = float(self.model_sampling.noise_scaling(at, zero.clone(), one.clone()))
-        noise = float(self.model_sampling.noise_scaling(at, one.clone(), zero.clone()))
+        image = float(self.model_sampling.noise_scaling(at, zero.clone(), one.clone(), top))
+        noise = float(self.model_sampling.noise_scaling(at, one.clone(), zero.clone(), top))
         if not noise > 0:
             raise ValueError(
                 f"{type(self.sampling.model.model).__name__} does not start from noise: no path can go back up to it"
             )
         return image, noise
 
-    def _unmasked(self, state: State) -> Any:
-        """The samples to go on from. Outside of an inpainting mask they are the untouched latent, as in one run."""
-        samples, mask = state.latent.samples, self.sampling.latent.get("noise_mask")
-        if mask is None or state.latent.x0 is None:
-            return samples
-        original = self.sampling.latent["samples"].to(samples)
-        mask = comfy.sampler_helpers.prepare_mask(mask, samples.shape, samples.device).to(samples)
-        return samples * mask + original * (1 - mask)
+    def _begin(self, state: State) -> tuple[Any, Any]:
+        """(noise, samples) to go on from. Outside of an inpainting mask they are those of the start, which is what the
+        host shows the model there, step by step."""
+        point, latent = state.latent, self.sampling.latent
+        mask = latent.get("noise_mask")
+        if mask is None or point.x0 is None:
+            return point.noise, point.samples
+        start = initial_noise([replace(recipe, jumps=()) for recipe in state.recipes], latent)
+        mask = comfy.sampler_helpers.prepare_mask(mask, point.samples.shape, point.samples.device).to(point.samples)
+        noise = point.noise.to(mask) * mask + start.to(mask) * (1 - mask)
+        return noise, point.samples * mask + latent["samples"].to(point.samples) * (1 - mask)
 
 
 def _levels(recipe: Recipe) -> tuple[tuple[float, float], ...]:
