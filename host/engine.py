@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
+import comfy.model_management as mm
 import torch
 
 from ..search.engine import Recipes, Rendered, State
+from .batching import Batches, Sampled
+from .memory import with_memory
 from .sampling import Sampling
 from .trajectory import Trajectories
 from .verifier import HostedVerifier
 
 THUMBNAIL_SIZE = 192
-SCORED_FRAMES = 8
+SWAP_CHUNK = 8  # candidates to sample before the networks change places
 
 
 @dataclass(frozen=True)
@@ -30,31 +32,77 @@ class Result:
     image: torch.Tensor
 
 
-@dataclass
 class Books:
-    """What was spent since the last answer: wall time by phase, and the evaluations counted before."""
+    """What was spent since the last answer: wall time by phase, and the evaluations answered for before."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    answered: int = 0
+    def __init__(self, answered: int):
+        self.answered = answered
+        self.seconds: dict[str, float] = {}
+
+    def add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Adds the wall time of its block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - start)
+
+    def answer(self, nfe: int, seconds: Mapping[str, float]) -> None:
+        """Takes what a candidate cost out of what is pending."""
+        self.answered += nfe
+        for phase, spent in seconds.items():
+            self.add(phase, -spent)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """images: one [frames, H, W, C] per row."""
+
+    images: list[torch.Tensor]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """batch_size: candidates sampled together, 0 to find out; frames: of a video that the verifier looks at."""
+
+    batch_size: int = 0
+    frames: int = 8
 
 
 class ComfyEngine:
-    """Samples, decodes and scores one candidate at a time, on whatever ComfyUI can sample.
+    """Samples, decodes and scores candidates on whatever ComfyUI can sample.
 
-    prompt: the text the verifier judges by. on_step: the sampler's callback.
+    It works in phases: a chunk of candidates is sampled, then decoded, then scored, so that a card which holds only one
+    of the networks at a time swaps them once per chunk. prompt: the text the verifier judges by. candidates: how many
+    there will be, more or less. on_step: the sampler's callback.
     """
 
     def __init__(
-        self, sampling: Sampling, vae: Any, verifier: HostedVerifier, prompt: str, on_step: Callable | None = None
+        self,
+        sampling: Sampling,
+        vae: Any,
+        verifier: HostedVerifier,
+        prompt: str,
+        on_step: Callable | None = None,
+        candidates: int = 1,
+        options: Options | None = None,
     ):
         self.sampling = sampling
         self.vae = vae
         self.verifier = verifier
         self.prompt = prompt
         self.on_step = on_step
+        self.options = options or Options()
         self.members = tuple(verifier.members)
         self.rows = sampling.rows
-        self.books = Books(answered=sampling.evaluations.rows)
+        self.books = Books(sampling.evaluations.rows)
+        self.batches = Batches(sampling, self.options.batch_size, candidates)
+        self.swaps = must_swap(sampling.model, vae, verifier)
 
     @property
     def steps(self) -> int:
@@ -65,11 +113,16 @@ class ComfyEngine:
         return self.sampling.deterministic
 
     @property
+    def chunk(self) -> int:
+        return max(self.batches.size, SWAP_CHUNK if self.swaps else 1)
+
+    @property
     def trajectories(self) -> Trajectories:
         return Trajectories(self.sampling)
 
     def pending(self) -> tuple[int, float]:
-        return self.sampling.evaluations.rows - self.books.answered, sum(self.books.seconds.values())
+        evaluations = self.sampling.evaluations.rows - self.batches.extra_nfe - self.books.answered
+        return evaluations, sum(self.books.seconds.values())
 
     def drafts(self, steps: int) -> ComfyEngine:
         other = copy.copy(self)
@@ -77,20 +130,35 @@ class ComfyEngine:
         return other
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
-        for recipes in map(self.sampling.complete, candidates):
-            with clock(self.books.seconds, "sample"):
-                if any(recipe.jumps for recipe in recipes):
-                    point = self.trajectories.follow(recipes, self.on_step).latent
-                    latents = self.sampling.finished(point.samples, point.x0)
-                else:
-                    latents = self.sampling.sample(recipes, self.on_step)
-            yield self._answer(recipes, *latents)
+        wanted = list(map(self.sampling.complete, candidates))
+        while wanted:
+            chunk, wanted = wanted[: self.chunk], wanted[self.chunk :]
+            yield from self._chunk(chunk)
+
+    def _chunk(self, chunk: Sequence[Recipes]) -> Iterator[Rendered]:
+        """Samples all of these, then decodes them, then scores them."""
+        together = len(chunk) > 1 and self.batches.size > 1
+        if any(recipe.jumps for recipes in chunk for recipe in recipes):
+            sampled = [self._follow(recipes) for recipes in chunk]
+        else:
+            sampled = self.batches.sample(self.sampling, chunk, self.on_step)
+        self.books.add("sample", sum(one.seconds for one in sampled))
+        images = [self._decode(one.latent) for one in sampled]
+        for recipes, one, shown in zip(chunk, sampled, images, strict=True):
+            yield self._answer(recipes, one, shown, together)
+
+    def _follow(self, recipes: Recipes) -> Sampled:
+        """A trajectory with jumps."""
+        before, start = self.sampling.evaluations.rows, time.perf_counter()
+        point = self.trajectories.follow(recipes, self.on_step).latent
+        nfe, seconds = self.sampling.evaluations.rows - before, time.perf_counter() - start
+        return Sampled(*self.sampling.finished(point.samples, point.x0), nfe, seconds)
 
     def start(self, recipes: Recipes) -> State:
         return self.trajectories.start(self.sampling.complete(recipes))
 
     def denoise(self, state: State, level: float) -> State:
-        with clock(self.books.seconds, "sample"):
+        with self.books.clock("sample"):
             return self.trajectories.denoise(state, level, self.on_step)
 
     def renoise(self, state: State, level: float, seed: int) -> State:
@@ -100,9 +168,10 @@ class ComfyEngine:
         if state.level == 0:
             latents = self.sampling.finished(state.latent.samples, state.latent.x0)
         else:
-            with clock(self.books.seconds, "sample"):
+            with self.books.clock("sample"):
                 latents = self.trajectories.predict(state)
-        return self._answer(state.recipes, *latents)
+        nfe, seconds = self.pending()
+        return self._answer(state.recipes, Sampled(*latents, nfe, seconds), self._decode(latents[0]))
 
     def join(self, states: Sequence[State]) -> State:
         return self.trajectories.join(states)
@@ -110,62 +179,79 @@ class ComfyEngine:
     def steps_between(self, start: float, end: float) -> int:
         return len(self.trajectories.between(start, end)) - 1
 
-    def _answer(self, recipes: Recipes, latent: dict[str, Any], denoised: dict[str, Any]) -> Rendered:
-        """Decodes and scores one finished latent."""
-        books = self.books
-        with clock(books.seconds, "decode"):
-            images = split(decode(self.vae, latent), self.rows)
-            check_pixels(images, f"the image of seed {recipes[0].seed}")
-        with clock(books.seconds, "score"):
-            values = torch.stack([self.judge(image) for image in images])
-        nfe, _ = self.pending()
-        seconds, books.seconds = books.seconds, {}
-        books.answered += nfe
+    def _decode(self, latent: dict[str, Any]) -> Decoded:
+        """The images of a latent, one [frames, H, W, C] per row."""
+        start = time.perf_counter()
+        images = with_memory(lambda: decode(self.vae, latent), "decoding")
+        decoded = Decoded(split(images, self.rows), time.perf_counter() - start)
+        self.books.add("decode", decoded.seconds)
+        return decoded
+
+    def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded, together: bool = False) -> Rendered:
+        """Scores one decoded candidate. One whose pixels are no numbers is answered with what is wrong with it."""
+        start = time.perf_counter()
+        error = bad_pixels(decoded.images, f"the image of seed {recipes[0].seed}")
+        values = torch.zeros(self.rows, len(self.members))
+        if error is None:
+            values = torch.stack([self.judge(image) for image in decoded.images])
+        scoring = time.perf_counter() - start
+        seconds = {"sample": sampled.seconds, "decode": decoded.seconds}
+        self.books.answer(sampled.nfe, seconds)
+        images = decoded.images
         return Rendered(
             recipes=recipes,
             values=values,
-            nfe=nfe,
-            nfe_per_row=nfe // self.rows,
-            seconds=seconds,
+            nfe=sampled.nfe,
+            nfe_per_row=sampled.nfe // self.rows,
+            seconds={**seconds, "score": scoring},
             results=[
-                Result(take_row(latent["samples"], row), take_row(denoised["samples"], row), image)
+                Result(take_row(sampled.latent["samples"], row), take_row(sampled.denoised["samples"], row), image)
                 for row, image in enumerate(images)
             ],
-            thumbnails=thumbnails(images),
+            thumbnails=thumbnails(images) if error is None else None,
+            together=together,
+            error=error,
         )
 
     def judge(self, frames: torch.Tensor) -> torch.Tensor:
         """Values [members] of one image, or the mean over evenly spaced frames of one video. frames: [F, H, W, C]."""
-        picks = torch.linspace(0, len(frames) - 1, min(len(frames), SCORED_FRAMES)).round().long()
+        picks = torch.linspace(0, len(frames) - 1, min(len(frames), self.options.frames)).round().long()
         frames = frames[picks.to(frames.device)]
-        return self.verifier.score(frames, [self.prompt] * len(frames)).mean(dim=0)
+        score = lambda: self.verifier.score(frames, [self.prompt] * len(frames))  # noqa: E731
+        return with_memory(score, "scoring").mean(dim=0)
 
 
-@contextmanager
-def clock(seconds: dict[str, float], phase: str):
-    """Adds the wall time of its block to `seconds[phase]`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+def must_swap(*networks: Any) -> bool:
+    """Whether these networks, behind their patchers, do not fit on their device together."""
+    patchers = {id(patcher): patcher for patcher in map(_patcher, networks) if patcher is not None}
+    devices = {patcher.load_device for patcher in patchers.values()}
+    if len(devices) != 1 or mm.is_device_cpu(next(iter(devices))):
+        return False
+    room = mm.get_total_memory(next(iter(devices))) - mm.minimum_inference_memory()
+    return sum(patcher.model_size() for patcher in patchers.values()) > room
+
+
+def _patcher(network: Any) -> Any:
+    """ComfyUI's handle on the weights of a MODEL, a VAE or a VERIFIER; None where it has none."""
+    return getattr(network, "patcher", None) or (network if hasattr(network, "load_device") else None)
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
     """What the stock VAEDecode does: images [B, H, W, C] in 0..1, a video's frames one after the other."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
+    mm.throw_exception_if_processing_interrupted()
     samples = latent["samples"]
     images = vae.decode(samples.unbind()[0] if samples.is_nested else samples)
     return images.reshape(-1, *images.shape[-3:]) if images.ndim == 5 else images
 
 
-def check_pixels(images: Sequence[torch.Tensor], name: str) -> None:
-    """Raises ValueError, naming the image, where pixels are not numbers: no score would mean anything."""
-    if not all(torch.isfinite(image).all() for image in images):
-        raise ValueError(
-            f"{name} has pixels that are not numbers (NaN or infinity), often a model or VAE that overflows in fp16. "
-            f"Try ComfyUI's --fp32-vae or another model precision."
-        )
+def bad_pixels(images: Sequence[torch.Tensor], name: str) -> str | None:
+    """What is wrong with images whose pixels are not all numbers: no score would mean anything."""
+    if all(torch.isfinite(image).all() for image in images):
+        return None
+    return (
+        f"{name} has pixels that are not numbers (NaN or infinity), often a model or VAE that overflows in fp16. "
+        f"Try ComfyUI's --fp32-vae or another model precision."
+    )
 
 
 def split(images: torch.Tensor, rows: int) -> list[torch.Tensor]:

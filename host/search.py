@@ -21,7 +21,7 @@ from ..search.recipe import to_json
 from ..search.run import Algorithm
 from ..search.run import search as run_search
 from ..version import __version__
-from .engine import ComfyEngine, Result, join_rows
+from .engine import ComfyEngine, Options, Result, join_rows
 from .noise import RecipeNoise
 from .progress import SearchProgress
 from .prompt_text import all_nodes, find_prompt, host_input_types, host_output_names
@@ -104,10 +104,13 @@ def search(
     prompt_behind: str,
     algorithm: Algorithm | None = None,
     budget: Budget | None = None,
+    options: Options | None = None,
+    drop_bad: bool = False,
 ) -> SearchResult:
     """A search worth `candidates` stock images, or less where `budget` says so.
 
-    algorithm: Random Search if left out. Raises ValueError on inputs that cannot be searched.
+    algorithm: Random Search if left out. drop_bad: leave out candidates without a score (NaN images). Raises ValueError
+    on inputs that cannot be searched.
     """
     prompt, source = verifier_prompt(typed_prompt, verifier, graph, prompt_behind)
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
@@ -118,7 +121,7 @@ def search(
         candidates, algorithm = 1, RandomSearch()
     budget = replace(budget or Budget(), candidates=candidates)
     progress = SearchProgress(sampling, candidates, graph.node_id)
-    engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step)
+    engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step, candidates, options)
     limits = {key: value for key, value in asdict(budget).items() if value is not None}
     settings = {**sampling.settings, "seed": seed, **limits, "prompt": prompt, "prompt_from": source}
     log = SearchLog(
@@ -132,9 +135,11 @@ def search(
     )
     pool = Pool(log, keep=top_k)
     try:
-        run_search(algorithm, engine, pool, seed, budget, progress.candidate)
+        run_search(algorithm, engine, pool, seed, budget, progress.candidate, drop_bad)
     finally:
         progress.close()
+    log.extra_nfe += engine.batches.extra_nfe
+    log.extra_seconds += engine.batches.extra_seconds
     for warning in log.warnings:
         log_to_console.warning("Noise Search: %s", warning)
     progress.end(pool)

@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 
 from ..search.aggregate import Aggregator, check_values, order
-from .engine import check_pixels, join_rows, take_row
+from .engine import bad_pixels, join_rows, take_row
 from .noise import RecipeNoise, recipes_of
 from .verifier import HostedVerifier
 
@@ -61,7 +61,8 @@ def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, promp
                 f"candidate {index} has {batch.shape[0]} images and candidate 0 has {rows}: "
                 f"every candidate needs the same number of images to be compared"
             )
-        check_pixels([batch], f"candidate {index}")
+        if problem := bad_pixels([batch], f"candidate {index}"):
+            raise ValueError(problem)
         prompt = prompts[index if len(prompts) > 1 else 0]
         # one image at a time, so that a candidate's score never depends on what else is in its batch
         scored = torch.cat([verifier.score(batch[row : row + 1], [prompt]) for row in range(rows)])

@@ -15,6 +15,7 @@ from ..verifiers import registry
 from ..verifiers.base import Verifier, VerifierError
 from ..verifiers.weights import file_stamp
 from .folders import clip_model_path
+from .memory import is_oom
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -163,8 +164,4 @@ def _shared(path: Path, label: str, precision: str, architecture: str, **setting
 
 def _passes(error: Exception) -> bool:
     """Interrupts and running out of memory are ComfyUI's to handle, so they must keep their type."""
-    if isinstance(error, mm.InterruptProcessingException):
-        return True
-    if hasattr(mm, "is_oom"):
-        return mm.is_oom(error)
-    return mm.OOM_EXCEPTION is not Exception and isinstance(error, mm.OOM_EXCEPTION)
+    return isinstance(error, mm.InterruptProcessingException) or is_oom(error)

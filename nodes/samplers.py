@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io, ui
 
+from ..host.engine import Options
 from ..host.sampling import Sampling
 from ..host.search import Graph, SearchResult
 from ..host.search import search as run_search
@@ -78,6 +79,9 @@ class SearchKSampler(io.ComfyNode):
                 types.top_k_input(),
                 types.search_input(),
                 types.budget_input(),
+                types.batch_size_input(),
+                types.frames_input(),
+                types.bad_candidate_input(),
             ],
             outputs=types.search_outputs(),
             hidden=HIDDEN,
@@ -103,14 +107,30 @@ class SearchKSampler(io.ComfyNode):
         top_k,
         search=None,
         budget=None,
+        batch_size=0,
+        frames=8,
+        bad_candidate=types.BAD_CANDIDATES[0],
     ) -> io.NodeOutput:
         def sampling() -> Sampling:
             return Sampling.ksampler(
                 model, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
             )
 
-        graph = Graph.of(cls.hidden)
-        result = run_search(sampling, vae, verifier, seed, candidates, prompt, top_k, graph, "positive", search, budget)
+        result = run_search(
+            sampling,
+            vae,
+            verifier,
+            seed,
+            candidates,
+            prompt,
+            top_k,
+            Graph.of(cls.hidden),
+            "positive",
+            search,
+            budget,
+            Options(batch_size, frames),
+            drop_bad=bad_candidate != types.BAD_CANDIDATES[0],
+        )
         return outputs(cls, result)
 
 
@@ -141,6 +161,9 @@ class SearchSamplerAdvanced(io.ComfyNode):
                 types.top_k_input(),
                 types.search_input(),
                 types.budget_input(),
+                types.batch_size_input(),
+                types.frames_input(),
+                types.bad_candidate_input(),
             ],
             outputs=[
                 *types.search_outputs(),
@@ -166,12 +189,28 @@ class SearchSamplerAdvanced(io.ComfyNode):
         top_k,
         search=None,
         budget=None,
+        batch_size=0,
+        frames=8,
+        bad_candidate=types.BAD_CANDIDATES[0],
     ) -> io.NodeOutput:
         def sampling() -> Sampling:
             return Sampling.advanced(guider, sampler, sigmas, latent_image)
 
-        graph = Graph.of(cls.hidden)
-        result = run_search(sampling, vae, verifier, seed, candidates, prompt, top_k, graph, "guider", search, budget)
+        result = run_search(
+            sampling,
+            vae,
+            verifier,
+            seed,
+            candidates,
+            prompt,
+            top_k,
+            Graph.of(cls.hidden),
+            "guider",
+            search,
+            budget,
+            Options(batch_size, frames),
+            drop_bad=bad_candidate != types.BAD_CANDIDATES[0],
+        )
         return outputs(cls, result, result.denoised)
 
 

@@ -81,6 +81,51 @@ def budget_input() -> io.Input:
     return Budget.Input("budget", optional=True, tooltip="More limits, such as seconds or a score: Search Budget.")
 
 
+def batch_size_input() -> io.Input:
+    return io.Int.Input(
+        "batch_size",
+        default=0,
+        min=0,
+        max=64,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "How many candidates to sample at once. 0: found out by itself, from the free memory and a short trial. 1: "
+            "one at a time. Samplers with noise of their own always go one at a time, and the winner is rendered again "
+            "alone, so it is exact either way."
+        ),
+    )
+
+
+def frames_input() -> io.Input:
+    return io.Int.Input(
+        "frames",
+        default=8,
+        min=1,
+        max=1024,
+        optional=True,
+        advanced=True,
+        tooltip="Of a video: how many frames, evenly spread, the verifier looks at. The score is their mean.",
+    )
+
+
+BAD_CANDIDATES = ("stop with an error", "leave it out")
+
+
+def bad_candidate_input() -> io.Input:
+    return io.Combo.Input(
+        "bad_candidate",
+        options=list(BAD_CANDIDATES),
+        default=BAD_CANDIDATES[0],
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "What to do with a candidate whose image is broken (NaN, often an overflow in fp16). Left out, it is "
+            "counted in the report and the search goes on."
+        ),
+    )
+
+
 def search_outputs() -> list[io.Output]:
     return [
         io.Latent.Output(display_name="latent", tooltip="The latent of the best candidate, to upscale or refine."),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 from .aggregate import spearman
@@ -64,11 +64,9 @@ class DraftAndFinal:
         # Out of patience, only the promised finals remain to be made; else all that the budget has room for.
         impatient = run.spending.satisfied()
         try:
-            for rank in range(self._finals(run)) if impatient else count():
-                recipes = self._ranked(run, stock, rank)
-                if recipes is None:
-                    break
-                run.render([recipes], closing=True)
+            ranks: Iterator[int] = iter(range(self._finals(run))) if impatient else count()
+            while chosen := self._ranked(run, stock, islice(ranks, run.engine.chunk)):
+                run.render(chosen, closing=True)
         finally:
             self._report(run)
         if not impatient:  # too little is left for a draft and its final
@@ -101,16 +99,13 @@ class DraftAndFinal:
         drafts = len(run.log.of_stage(DRAFT)) + coming
         return min(self.finals or math.ceil(math.sqrt(drafts)), max(drafts - 1, 1))
 
-    def _ranked(self, run: Run, stock: Candidate, rank: int) -> Recipes | None:
-        """The recipes of the drafts at this rank, every item of the batch by its own order, stock left out."""
-        recipes = []
+    def _ranked(self, run: Run, stock: Candidate, ranks: Iterable[int]) -> list[Recipes]:
+        """The recipes of the drafts at these ranks, every item of the batch by its own order, stock left out."""
+        others = []
         for row in range(run.rows):
             order = [run.log.candidates[index] for index in run.log.order(row, DRAFT)]
-            others = [draft for draft in order if draft.recipes != stock.recipes]
-            if rank >= len(others):
-                return None
-            recipes.append(others[rank].recipes[row])
-        return tuple(recipes)
+            others.append([draft.recipes[row] for draft in order if draft.recipes != stock.recipes])
+        return [tuple(drafts[rank] for drafts in others) for rank in ranks if rank < len(others[0])]
 
     def _report(self, run: Run) -> None:
         """Writes down how well the drafts foretold the finals, by the mean over the items of the batch."""

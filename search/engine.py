@@ -24,6 +24,8 @@ class Rendered:
     seconds: wall time since then by phase ("sample", "decode", "score").
     results: one opaque full-size result per row (latent and image), which only the best keep.
     thumbnails: uint8 [rows, height, width, 3], or None.
+    together: sampled in one batch with other candidates, so that the last bits may differ from the same alone.
+    error: why this candidate has no score, or None.
     """
 
     recipes: Recipes
@@ -33,6 +35,8 @@ class Rendered:
     seconds: Mapping[str, float] = field(default_factory=dict)
     results: Sequence[Any] = ()
     thumbnails: torch.Tensor | None = None
+    together: bool = False
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class State:
 class Engine(Protocol):
     """Makes candidates. `members` names the columns of their values, `rows` is the size of the latent batch.
 
-    steps: of the schedule. deterministic: whether the sampler adds no noise of its own. start, renoise, denoise and
+    steps: of the schedule. deterministic: whether the sampler adds no noise of its own. chunk: how many candidates it
+    likes to get at once. start, renoise, denoise and
     score are the segments of a trajectory, for what goes back up in noise.
     """
 
@@ -62,6 +67,9 @@ class Engine(Protocol):
 
     @property
     def deterministic(self) -> bool: ...
+
+    @property
+    def chunk(self) -> int: ...
 
     def pending(self) -> tuple[int, float]:
         """(NFE, seconds) since the last answer, of this engine and its drafts: spent on a candidate under way."""

@@ -26,7 +26,7 @@ class Candidate:
 
     recipes: one per item of the latent batch; values: raw verifier values [rows][members]; nfe, nfe_per_row, seconds:
     as in `Rendered`. stage: "final" can win; "draft" was made on the coarse schedule and "preview" is the x0 prediction
-    of a trajectory under way, which only rank what goes on.
+    of a trajectory under way, which only rank what goes on. together: sampled in one batch with others.
     """
 
     index: int
@@ -36,6 +36,7 @@ class Candidate:
     nfe_per_row: int
     seconds: Mapping[str, float]
     stage: str = FINAL
+    together: bool = False
 
 
 @dataclass
@@ -44,8 +45,9 @@ class SearchLog:
 
     algorithm, settings, host: what the search ran with, written into every report. usual_ranges: what scores each
     member usually gives, where it says so. stopped: why the search ended. findings: what the algorithm measured, such
-    as the rank correlation of drafts and finals; warnings: what the user should know. extra_nfe, extra_seconds: spent
-    on candidates that had to be rendered again.
+    as the rank correlation of drafts and finals; warnings: what the user should know. dropped: what was wrong with
+    each candidate that has no score. extra_nfe, extra_seconds: spent on those, on probes, and on what had to be
+    rendered again.
     """
 
     members: tuple[str, ...]
@@ -62,6 +64,7 @@ class SearchLog:
     stopped: str = ""
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     _ranked: dict[int, tuple[int, torch.Tensor, dict[str, list[int]]]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -78,10 +81,17 @@ class SearchLog:
             nfe_per_row=rendered.nfe_per_row,
             seconds=dict(rendered.seconds),
             stage=stage,
+            together=rendered.together,
         )
         self.candidates.append(candidate)
         self.keep_thumbnails(index, rendered)
         return candidate
+
+    def drop(self, rendered: Rendered) -> None:
+        """Counts a candidate that has no score."""
+        self.dropped.append(rendered.error or "")
+        self.extra_nfe += rendered.nfe
+        self.extra_seconds += sum(rendered.seconds.values())
 
     def keep_thumbnails(self, index: int, rendered: Rendered) -> None:
         """Keeps the pictures of a candidate, if it has any, as long as there is room."""
@@ -179,6 +189,7 @@ class SearchLog:
             "stopped": self.stopped,
             "findings": dict(self.findings),
             "warnings": list(self.warnings),
+            "dropped": list(self.dropped),
             "winners": [
                 {
                     "row": row,

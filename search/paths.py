@@ -112,7 +112,9 @@ class SearchOverPaths:
                 break
             for i, path in enumerate(paths):
                 down = run.denoise(run.renoise(path, level + self.forward, draw(i, j)), below)
-                found.append((down, run.score(down)))
+                candidate = run.score(down)
+                if candidate is not None:
+                    found.append((down, candidate))
         return found
 
     def _best(self, run: Run, found: list[tuple[State, Candidate]]) -> list[State]:

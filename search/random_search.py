@@ -21,8 +21,9 @@ class RandomSearch:
 
     def __call__(self, run: Run, seed: int) -> None:
         run.stock(seed)
-        for j in count(1):
-            run.render([(Recipe.from_seed(seed + j),)])
+        draws = count(seed + 1)
+        while True:
+            run.render([(Recipe.from_seed(next(draws)),) for _ in range(run.engine.chunk)])
 
     def settings(self) -> dict[str, Any]:
         return {}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
+import torch
+
 from .budget import NOTHING, Budget, BudgetSpent, Cost, Spending
 from .engine import Engine, Recipes, Rendered, State
 from .log import FINAL, PREVIEW, Candidate, Pool, SearchLog
@@ -37,6 +39,7 @@ class Run:
     """Makes candidates within the budget and writes each into the pool as it comes.
 
     stage: of the finished candidates ("final", or "draft" inside Draft and Final). reserve: what has to stay unspent.
+    drop: candidates without a score are left out and counted; otherwise they are an error.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Run:
         on_candidate: OnCandidate | None = None,
         stage: str = FINAL,
         reserve: Callable[[], Sequence[Cost]] = tuple,
+        drop: bool = False,
     ):
         self.engine = engine
         self.pool = pool
@@ -54,6 +58,7 @@ class Run:
         self.on_candidate = on_candidate
         self.stage = stage
         self.reserve = reserve
+        self.drop = drop
 
     @property
     def log(self) -> SearchLog:
@@ -71,10 +76,14 @@ class Run:
     def first(self, recipes: Recipes) -> Candidate:
         """The first candidate comes whatever the budget is: a search always has an image."""
         if self.spending.unit is not None:
-            [candidate] = self.render([recipes])
-            return candidate
+            made = self.render([recipes])
+            if made:
+                return made[0]
+            raise ValueError(self.log.dropped[-1])
         [rendered] = self.engine.render([recipes])
         candidate = self._add(rendered)
+        if candidate is None:
+            raise ValueError(rendered.error)
         if self.spending.satisfied():
             raise BudgetSpent
         return candidate
@@ -82,7 +91,8 @@ class Run:
     def render(self, candidates: Sequence[Recipes], closing: bool = False) -> list[Candidate]:
         """Whole trajectories: as many of these, in order, as the budget allows.
 
-        closing: they only finish what was decided, so patience does not count. Raises BudgetSpent where not even one
+        closing: they only finish what was decided, so patience does not count. The answer lacks those that were
+        dropped. Raises BudgetSpent where not even one
         fits, and as soon as the target is reached or patience is at its end.
         """
         costs: list[Cost] = []
@@ -91,11 +101,15 @@ class Run:
             if not self.affords(*costs, cost):
                 break
             costs.append(cost)
+            if not cost.nfe:  # then they are counted, one by one
+                break
         if not costs:
             raise self.spending.refuse(cost, *self.reserve())
-        made = []
-        for rendered in self.engine.render(candidates[: len(costs)]):
-            made.append(self._add(rendered))
+        made: list[Candidate] = []
+        wanted = candidates[: len(costs)]
+        while wanted:
+            chunk, wanted = wanted[: self.engine.chunk], wanted[self.engine.chunk :]
+            made += filter(None, map(self._add, self.engine.render(chunk)))
             if self.spending.satisfied(patient=closing):
                 raise BudgetSpent
         return made
@@ -120,8 +134,11 @@ class Run:
         """Item r of the batch from states[r]."""
         return states[0] if self.rows == 1 else self.engine.join(states)
 
-    def score(self, state: State, closing: bool = False) -> Candidate:
-        """Scores the x0 prediction of a state, or at level 0 the finished candidate. Raises as `render` does."""
+    def score(self, state: State, closing: bool = False) -> Candidate | None:
+        """Scores the x0 prediction of a state, or at level 0 the finished candidate; None if it was dropped.
+
+        Raises as `render` does.
+        """
         pending = self.engine.pending()
         stage = PREVIEW if state.level > 0 else self.stage
         candidate = self._log(self.engine.score(state), stage, self._look(state.level), Cost(*pending))
@@ -162,7 +179,7 @@ class Run:
 
     def drafts(self, steps: int, stage: str, reserve: Callable[[], Sequence[Cost]]) -> Run:
         """The same search on a coarser schedule, which leaves `reserve` unspent."""
-        return Run(self.engine.drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve)
+        return Run(self.engine.drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve, self.drop)
 
     def _whole(self, ways: Sequence[Sequence[Jump]]) -> str:
         each = [" ".join(f"{jump.start:.6f} to {jump.to:.6f}" for jump in jumps) for jumps in ways]
@@ -174,17 +191,24 @@ class Run:
     def _look(self, level: float) -> str:
         return f"{self.stage} {'x0' if level > 0 else 'image'}"
 
-    def _add(self, rendered: Rendered) -> Candidate:
+    def _add(self, rendered: Rendered) -> Candidate | None:
         return self._log(rendered, self.stage, self._whole(ways(rendered.recipes)))
 
-    def _log(self, rendered: Rendered, stage: str, work: str, booked: Cost = NOTHING) -> Candidate:
+    def _log(self, rendered: Rendered, stage: str, work: str, booked: Cost = NOTHING) -> Candidate | None:
         """Writes a candidate down, and what it cost beyond what is booked already as that kind of work."""
-        candidate = self.pool.add(rendered, stage)
-        booked, seconds = booked or Cost(), sum(candidate.seconds.values())
-        self.spending.book(work, candidate.nfe - booked.nfe, seconds - booked.seconds)
-        self.spending.seen(candidate)
-        if self.on_candidate is not None:
-            self.on_candidate(self, candidate)
+        if rendered.error is not None and not self.drop:
+            raise ValueError(f"candidate {len(self.log.candidates)}: {rendered.error}")
+        seconds = sum(rendered.seconds.values())
+        candidate = None
+        if rendered.error is None:
+            candidate = self.pool.add(rendered, stage)
+        else:
+            self.log.drop(rendered)
+        self.spending.book(work, rendered.nfe - booked.nfe, seconds - booked.seconds)
+        if candidate is not None:
+            self.spending.seen(candidate)
+            if self.on_candidate is not None:
+                self.on_candidate(self, candidate)
         return candidate
 
 
@@ -200,23 +224,39 @@ def search(
     seed: int,
     budget: Budget | None = None,
     on_candidate: OnCandidate | None = None,
+    drop: bool = False,
 ) -> Pool:
     """Runs an algorithm until its budget is spent; the pool then holds its candidates and the results of the best.
 
-    Candidates that a rank-based order brought back among the best after their results were let go are rendered again.
-    Raises ValueError for a budget or an algorithm that does not fit the engine.
+    drop: leave out candidates without a score (NaN images) instead of raising ValueError. Winners that were sampled in
+    a batch are rendered again alone, and so are candidates that a rank-based order brought back among the best after
+    their results were let go. Raises ValueError for a budget or an algorithm that does not fit the engine.
     """
     log = pool.log
-    run = Run(engine, pool, Spending(budget or Budget(), log, engine), on_candidate)
+    run = Run(engine, pool, Spending(budget or Budget(), log, engine), on_candidate, drop=drop)
     with suppress(BudgetSpent):
         algorithm(run, seed)
     log.stopped = run.spending.reason
-    for index in pool.missing():
-        [rendered] = engine.render([log.candidates[index].recipes])
-        pool.restore(index, rendered)
+    _render_again(engine, pool)
+    if log.dropped:
+        log.warnings.append(f"{len(log.dropped)} candidates were dropped. The last: {log.dropped[-1]}")
     if any(log.hardly_varies(row) for row in range(log.rows)):
         log.warnings.append(
             "The scores hardly vary between candidates (by less than 1 % of the verifier's usual range). Distilled "
             "models give nearly the same image for every seed: there is little that a search can find."
         )
     return pool
+
+
+def _render_again(engine: Engine, pool: Pool) -> None:
+    """Renders alone what is among the best and was let go, and the winners that were sampled in a batch."""
+    log = pool.log
+    in_batch = {log.best(row).index for row in range(log.rows) if log.best(row).together}
+    apart = 0.0
+    for index in sorted({*pool.missing(), *in_batch}):
+        [rendered] = engine.render([log.candidates[index].recipes])
+        pool.restore(index, rendered)
+        if index in in_batch:
+            apart = max(apart, float((rendered.values - torch.tensor(log.candidates[index].values)).abs().max()))
+    if in_batch:
+        log.findings["batch_difference"] = apart  # of the winner's values from those of its run alone

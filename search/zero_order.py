@@ -46,10 +46,11 @@ class ZeroOrderSearch:
         climbers = [_Climber(self, row, stock) for row in range(run.rows)]
         draws = count(seed + 1)
         while True:
-            found = []
-            for position in range(self.neighbours):
-                draw = next(draws)
-                found += run.render([tuple(climber.step(draw, position == 0) for climber in climbers)])
+            steps = [
+                tuple(climber.step(draw, first=position == 0) for climber in climbers)
+                for position, draw in zip(range(self.neighbours), draws, strict=False)
+            ]
+            found = run.render(steps)
             for climber in climbers:
                 climber.move(run, found)
 
@@ -78,6 +79,8 @@ class _Climber:
 
     def move(self, run: Run, found: list[Candidate]) -> None:
         """The best of pivot and neighbours is the next pivot."""
+        if not found:
+            return
         best = run.best([self.pivot, *found] if self.pivot is not None else found, self.row)
         stuck = best is self.pivot
         self.pivot, self.recipe = best, best.recipes[self.row]

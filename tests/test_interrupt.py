@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("comfy")
 
 import comfy.model_management as mm
+from noise_search.host.engine import Options
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import Graph, search
 
@@ -43,7 +44,8 @@ def make(demo) -> Sampling:
 
 def run(demo, verifier, sampling):
     with torch.inference_mode():
-        return search(lambda: sampling, demo.vae, verifier, 0, 8, "", 1, Graph(), "positive")
+        alone = Options(batch_size=1)
+        return search(lambda: sampling, demo.vae, verifier, 0, 8, "", 1, Graph(), "positive", options=alone)
 
 
 def cancel_at_call(sampling: Sampling, call: int):

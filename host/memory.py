@@ -1,0 +1,37 @@
+"""Running out of memory, and what to do about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import comfy.model_management as mm
+
+T = TypeVar("T")
+log_to_console = logging.getLogger(__name__)
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the GPU or off it."""
+    if hasattr(mm, "is_oom") and mm.is_oom(error):
+        return True
+    if mm.OOM_EXCEPTION is not Exception and isinstance(error, mm.OOM_EXCEPTION):
+        return True
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)  # PyTorch's, on the CPU
+    )
+
+
+def with_memory(work: Callable[[], T], what: str) -> T:
+    """Does some work; if memory runs out, once more after ComfyUI has unloaded every network it can."""
+    try:
+        return work()
+    except Exception as error:
+        if not is_oom(error):
+            raise
+    # Outside of the handler: the traceback would keep the tensors of the first try.
+    log_to_console.warning("Noise Search: out of memory while %s; unloading the other models and trying again", what)
+    mm.free_memory(1e30, mm.get_torch_device())
+    mm.soft_empty_cache()
+    return work()
