@@ -1,18 +1,20 @@
 """Budgets: what ends a search, and that nothing is spent beyond them."""
 
 import math
+from contextlib import nullcontext
 from itertools import accumulate
 
 import pytest
 import torch
 from conformance import ALGORITHMS, search
 from noise_search.search.aggregate import Aggregator
-from noise_search.search.budget import Budget, Spending
+from noise_search.search.budget import Budget, BudgetSpent, Spending
 from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.log import FINAL, PREVIEW, SearchLog
+from noise_search.search.log import FINAL, PREVIEW, Pool, SearchLog
 from noise_search.search.paths import SearchOverPaths
 from noise_search.search.random_search import RandomSearch
-from noise_search.search.recipe import Recipe
+from noise_search.search.recipe import Jump, Recipe
+from noise_search.search.run import Run
 from noise_search.search.zero_order import ZeroOrderSearch
 from synthetic import SyntheticEngine, flat, smooth, tilted, white
 
@@ -224,6 +226,19 @@ def test_before_anything_is_measured_a_higher_order_sampler_is_foreseen_at_its_d
     spending = Spending(Budget(), SearchLog(engine.members), engine)
     spending.book("final", 39, 8.0)  # heun takes two evaluations a step and one in the last
     assert spending.predict("draft", 5).nfe == 10
+
+
+def test_items_that_jump_at_other_levels_take_a_run_of_their_own():
+    engine = SyntheticEngine(rows=2)
+    first, second = Recipe.from_seed(3).for_items(2)
+    mixed = (first, second.jump(Jump(1, 0.1, 0.9)))  # 10 steps, and 9 + 9
+    for candidates, affordable in ((3, False), (4, True)):
+        pool = Pool(SearchLog(engine.members, 2))
+        run = Run(engine, pool, Spending(Budget(candidates), pool.log, engine))
+        run.stock(3)
+        with nullcontext() if affordable else pytest.raises(BudgetSpent):
+            [candidate] = run.render([mixed])
+            assert candidate.nfe == 2 * 28
 
 
 def test_measured_costs_replace_foreseen_ones():
