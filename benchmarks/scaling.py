@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -25,6 +26,8 @@ import _pack
 import numpy as np
 import torch
 from noise_search.demo.world import held_out_prompts
+from noise_search.report.canvas import Canvas, theme_of
+from noise_search.report.numbers import nice_ticks
 from noise_search.search.aggregate import Aggregator
 from noise_search.search.budget import Budget
 from noise_search.search.draft_and_final import DraftAndFinal
@@ -206,21 +209,171 @@ def read(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def report(file: Path, folder: Path) -> None:
+    """Prints the tables, and writes them and the plot where the documentation shows them."""
+    records = read(file)
+    if not records:
+        raise SystemExit(f"nothing measured yet in {file}")
+    text = tables(records)
+    print(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scaling.md").write_text(text)
+    plot(records).save(folder / "scaling.png", optimize=True)
+
+
+def column(records: list[dict], key: str, judge: str) -> np.ndarray:
+    """One number per prompt that has this row: what a judge says of its winner, the oracle's in percent."""
+    values = np.array([record["rows"][key][judge] for record in records if key in record["rows"]])
+    return values * 100 if judge == "oracle" else values
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and 95 % bootstrap interval over prompts."""
+    picks = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    means = values[picks].mean(1)
+    return float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def tables(records: list[dict]) -> str:
+    """Markdown: every search by both judges, and its difference from Random Search on the same prompts."""
+    large = sum(f"random/learned/{LARGE}" in record["rows"] for record in records)
+    lines = [
+        "# What compute buys on the demo model",
+        "",
+        f"`python benchmarks/scaling.py` on {len(records)} prompts that the model never saw ({large} of them at "
+        f"{LARGE} NFE); {STEPS} steps, {SAMPLER}, cfg {CFG:g}, so that {STEPS} NFE are one image. Mean and 95 % "
+        "interval over prompts. *oracle*: how often the winner shows exactly what was asked, in %; *learned*: the winner's score by "
+        "the learned verifier. Stock is the image without a search.",
+    ]
+    for selector in JUDGES:
+        lines += [
+            "",
+            f"## Selected by the {selector} verifier" if selector == "learned" else "## Selected by the oracle",
+        ]
+        for judge in (selector, *[judge for judge in JUDGES if judge != selector]):
+            own = "the selector's own score" if judge == selector else "held out"
+            lines += ["", f"Judged by the {judge} ({own}):", ""]
+            lines += ["| NFE | " + " | ".join(ALGORITHMS) + " |", "|---:|" + "---|" * len(ALGORITHMS)]
+            for budget in BUDGETS:
+                cells = [cell(records, f"{name}/{selector}/{budget}", judge) for name in ALGORITHMS]
+                name = f"{budget} (stock)" if budget == STEPS else str(budget)
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "## Against Random Search at equal NFE, on the same prompts", ""]
+    others = [name for name in ALGORITHMS if name != "random"]
+    lines += ["| selected by | judged by | NFE | " + " | ".join(others) + " |", "|---|---|---:|" + "---|" * len(others)]
+    for selector in JUDGES:
+        for judge in JUDGES:
+            for budget in BUDGETS[1:]:
+                base = column(records, f"random/{selector}/{budget}", judge)
+                cells = []
+                for name in others:
+                    difference = column(records, f"{name}/{selector}/{budget}", judge) - base
+                    cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(difference)) if len(base) else "-")
+                lines.append(f"| {selector} | {judge} | {budget} | " + " | ".join(cells) + " |")
+    lines += ["", *notes(records)]
+    return "\n".join(lines) + "\n"
+
+
+def notes(records: list[dict]) -> list[str]:
+    """What the tables do not show: NFE left unspent, and how well drafts foretold finals."""
+    spent, finals, correlations = {}, {}, []
+    for name in ALGORITHMS:
+        for budget in BUDGETS[1:]:
+            rows = [r["rows"][f"{name}/learned/{budget}"] for r in records if f"{name}/learned/{budget}" in r["rows"]]
+            spent[name, budget] = np.mean([row["nfe"] for row in rows] or [math.nan])
+            finals[name, budget] = np.mean([row["finals"] for row in rows] or [math.nan])
+            correlations += [row["correlation"] for row in rows if "correlation" in row]
+    lines = ["Spent of the budget, and finished images among which the winner was chosen:", ""]
+    lines += ["| NFE | " + " | ".join(ALGORITHMS) + " |", "|---:|" + "---|" * len(ALGORITHMS)]
+    for budget in BUDGETS[1:]:
+        cells = [f"{spent[name, budget]:.0f} NFE, {finals[name, budget]:.1f} images" for name in ALGORITHMS]
+        lines.append(f"| {budget} | " + " | ".join(cells) + " |")
+    if correlations:
+        mean = np.mean(correlations)
+        lines += ["", f"Rank correlation of drafts (6 of {STEPS} steps) and finals, mean over searches: {mean:.2f}."]
+    return lines
+
+
+def cell(records: list[dict], key: str, judge: str) -> str:
+    values = column(records, key, judge)
+    if not len(values):
+        return "-"
+    mean, low, high = interval(values)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def plot(records: list[dict]):
+    """Four panels: by selector and judge, the mean against NFE for every search, with its interval."""
+    colours = theme_of("light")
+    canvas = Canvas(1200, 860, colours.background)
+    canvas.text((36, 46), "What compute buys on the demo model", colours.ink, 25, bold=True)
+    large = sum(f"random/learned/{LARGE}" in record["rows"] for record in records)
+    note = f"mean over {len(records)} held-out prompts ({large} at {LARGE:,} NFE), 95 % intervals"
+    canvas.text((36, 72), note, colours.muted, 15)
+    for number, name in enumerate(ALGORITHMS):
+        x, hue = 545 + 155 * number, colours.series[number]
+        canvas.line([(x, 66), (x + 26, 66)], hue, 3)
+        canvas.disc((x + 13, 66), 4.5, hue)
+        canvas.text((x + 34, 71), name, colours.ink, 15)
+    for row, judge in enumerate(reversed(JUDGES)):
+        for place, selector in enumerate(JUDGES):
+            panel(canvas, colours, records, selector, judge, (70 + 570 * place, 130 + 370 * row, 500, 280))
+    return canvas.image()
+
+
+def panel(canvas, colours, records, selector: str, judge: str, box: tuple[float, float, float, float]) -> None:
+    """One selector and one judge. box: left, top, width, height."""
+    left, top, width, height = box
+    series = [
+        [(budget, *interval(values)) for budget in BUDGETS if len(values := column(records, key(budget), judge))]
+        for key in (lambda budget, name=name: f"{name}/{selector}/{budget}" for name in ALGORITHMS)
+    ]
+    low = min(point[2] for line in series for point in line)
+    high = max(point[3] for line in series for point in line)
+    low, high = low - 0.06 * (high - low + 0.1), high + 0.06 * (high - low + 0.1)
+
+    def at(budget: int, value: float, shift: float = 0) -> tuple[float, float]:
+        share = (math.log2(budget / BUDGETS[0]) + 0.3) / (math.log2(BUDGETS[-1] / BUDGETS[0]) + 0.7)
+        return left + width * share + shift, top + height * (high - value) / (high - low)
+
+    unit = "exactly as asked, %" if judge == "oracle" else "score by the learned verifier"
+    canvas.text(
+        (left, top - 14),
+        f"{unit}; selected by the {selector}{' verifier' * (selector == 'learned')}",
+        colours.ink,
+        15,
+        bold=True,
+    )
+    for value, label in nice_ticks(low, high, 5):
+        y = at(BUDGETS[0], value)[1]
+        canvas.line([(left, y), (left + width, y)], colours.grid, 1)
+        canvas.text((left - 8, y), label, colours.muted, 13, "rm")
+    for budget in BUDGETS:
+        canvas.text((at(budget, low)[0], top + height + 10), f"{budget:,} NFE", colours.muted, 13, "ma")
+    for number, line in enumerate(series):
+        hue, shift = colours.series[number], (number - 1.5) * 7
+        for budget, _, bottom, upper in line:
+            canvas.line([at(budget, bottom, shift), at(budget, upper, shift)], hue, 1.6, 0.5)
+        canvas.line([at(budget, mean, shift) for budget, mean, *_ in line], hue, 2.6)
+        for budget, mean, *_ in line:
+            canvas.disc(at(budget, mean, shift), 4.5, hue)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--part", type=int, default=0, help="with --parts: measure every so many prompts only")
     parser.add_argument("--parts", type=int, default=1)
-    parser.add_argument("--file", type=Path, default=MEASURED)
-    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--file", type=Path, default=MEASURED, help="where each prompt's figures are written down")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "--output", type=Path, default=_pack.ROOT / "docs", help="folder for scaling.md and scaling.png"
+    )
     options = parser.parse_args()
     if not options.report:
         measure_all(options)
-    report(options)
-
-
-def report(options):
-    pass
+    if options.part == 0:
+        report(options.file, options.output)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def collect(pool: Pool, sampling: Sampling) -> SearchResult:
     recipes = log.winners()
     return SearchResult(
         latent={**sampling.latent, "samples": join_rows([result.samples for result in best])},
-        denoised={**sampling.latent, "samples": join_rows([result.denoised for result in best])},
+        denoised={**sampling.latent, **sampling.ratios, "samples": join_rows([result.denoised for result in best])},
         image=torch.cat([result.image for result in best]),
         noise=RecipeNoise(recipes),
         seed=recipes[0].seed,
