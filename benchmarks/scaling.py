@@ -241,15 +241,12 @@ def tables(records: list[dict]) -> str:
         "# What compute buys on the demo model",
         "",
         f"`python benchmarks/scaling.py` on {len(records)} prompts that the model never saw ({large} of them at "
-        f"{LARGE} NFE); {STEPS} steps, {SAMPLER}, cfg {CFG:g}, so that {STEPS} NFE are one image. Mean and 95 % "
-        "interval over prompts. *oracle*: how often the winner shows exactly what was asked, in %; *learned*: the winner's score by "
-        "the learned verifier. Stock is the image without a search.",
+        f"{LARGE} NFE); {STEPS} steps, {SAMPLER}, cfg {CFG:g}, so that {STEPS} NFE are one image, and {STEPS} NFE are "
+        "stock: the image without a search. Mean and 95 % interval over prompts. *oracle*: how often the winner shows "
+        "exactly what was asked, in %; *learned*: the winner's score by the learned verifier.",
     ]
     for selector in JUDGES:
-        lines += [
-            "",
-            f"## Selected by the {selector} verifier" if selector == "learned" else "## Selected by the oracle",
-        ]
+        lines += ["", f"## Selected by the {'learned verifier' if selector == 'learned' else 'oracle'}"]
         for judge in (selector, *[judge for judge in JUDGES if judge != selector]):
             own = "the selector's own score" if judge == selector else "held out"
             lines += ["", f"Judged by the {judge} ({own}):", ""]
@@ -337,13 +334,8 @@ def panel(canvas, colours, records, selector: str, judge: str, box: tuple[float,
         return left + width * share + shift, top + height * (high - value) / (high - low)
 
     unit = "exactly as asked, %" if judge == "oracle" else "score by the learned verifier"
-    canvas.text(
-        (left, top - 14),
-        f"{unit}; selected by the {selector}{' verifier' * (selector == 'learned')}",
-        colours.ink,
-        15,
-        bold=True,
-    )
+    chosen = "the oracle" if selector == "oracle" else "the learned verifier"
+    canvas.text((left, top - 14), f"{unit}; selected by {chosen}", colours.ink, 15, bold=True)
     for value, label in nice_ticks(low, high, 5):
         y = at(BUDGETS[0], value)[1]
         canvas.line([(left, y), (left + width, y)], colours.grid, 1)
