@@ -124,9 +124,9 @@ def progress(kind: str, data: dict[str, Any]) -> float | None:
 
 
 def node_text(message: bytes) -> str:
-    """The line that the search shows on its node: how far it is, and the best score so far."""
+    """What the search shows on its node, in one line: how far it is, and the best score so far."""
     event, length = struct.unpack(">II", message[:8])
-    return message[8 + length :].decode("utf-8", "replace") if event == TEXT_EVENT else ""
+    return " ".join(message[8 + length :].decode("utf-8", "replace").split()) if event == TEXT_EVENT else ""
 
 
 async def finished(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any
 
 import comfy.utils
@@ -17,6 +18,7 @@ from ..search.run import Run
 from .sampling import Sampling
 
 PREVIEW_SIZE = 512
+TEXT_WIDTH = 52  # characters that fit on a node of usual width
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
@@ -26,11 +28,15 @@ def to_pil(image: torch.Tensor) -> Image.Image:
 
 
 def send_text(text: str, node_id: str | None) -> None:
-    """Shows a line of text on the node, where there is a server and a node to show it on."""
+    """Shows a text on the node, where there is a server and a node to show it on.
+
+    Broken into lines here: ComfyUI's canvas would break them in the middle of a word.
+    """
     module = sys.modules.get("server")  # importing it would start half a server where there is none
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+        lines = [textwrap.fill(line, TEXT_WIDTH, break_on_hyphens=False) for line in text.split("\n")]
+        server.send_progress_text("\n".join(lines), node_id)
 
 
 class SearchProgress:
@@ -75,7 +81,7 @@ class SearchProgress:
         """The search is over: the last line says what it found and why it ended."""
         log = pool.log
         self.bar.update_absolute(self.total)
-        lines = [f"{_best(log)} · {log.nfe:,} NFE", f"Ended because {log.stopped}." if log.stopped else ""]
+        lines = [f"{_best(log)} · {log.nfe:,} NFE.", f"Ended because {log.stopped}." if log.stopped else ""]
         send_text("\n".join([*filter(None, lines), *log.warnings]), self.node_id)
 
     def close(self) -> None:
@@ -115,4 +121,6 @@ def best_image(pool: Pool, candidate: Candidate) -> torch.Tensor | None:
 
 def _best(log: SearchLog) -> str:
     best, scores = log.best(), log.scores()
+    if len(log.of_stage()) == 1:
+        return f"score {scores[best.index]:.4g}"
     return f"best {scores[best.index]:.4g} (candidate {best.index}) · stock {scores[0]:.4g}"
