@@ -160,8 +160,8 @@ class Spending:
     def _lacking(self, costs: Sequence[Cost]) -> str | None:
         """The limit that these costs do not fit, in words."""
         nfe, seconds = sum(cost.nfe for cost in costs), sum(cost.seconds for cost in costs)
-        candidates = self.budget.candidates
-        if self.unit is not None and not self.unit.nfe and len(self.log.candidates) + len(costs) > candidates:
+        candidates, made = self.budget.candidates, len(self.log.candidates) + len(self.log.dropped)
+        if self.unit is not None and not self.unit.nfe and made + len(costs) > candidates:
             return f"the budget of {candidates} candidates is spent"  # a schedule without steps
         if self.nfe + nfe > self.limit + SLACK:
             of = f"{candidates} candidates (" if self.unit and self.limit == candidates * self.unit.nfe else ""

@@ -19,6 +19,7 @@ from .run import Algorithm, Run
 
 LOW_CORRELATION = 0.3
 ENOUGH_PAIRS = 4  # finals to speak of a correlation
+ENOUGH_TO_WARN = 6  # with fewer, a low one is easily chance
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,13 @@ class DraftAndFinal:
         log = run.log
         log.findings["drafts"] = len(log.of_stage(DRAFT))
         log.findings["draft_steps"] = self.steps(run.engine.steps)
-        correlations = [_correlation(log, row) for row in range(log.rows)]
-        if not correlations or None in correlations:
+        pairs = [_pairs(log, row) for row in range(log.rows)]
+        fewest = min(map(len, pairs))
+        if fewest < ENOUGH_PAIRS:
             return
-        correlation = sum(filter(None, correlations)) / len(correlations)
+        correlation = sum(_correlation(log, row, of) for row, of in enumerate(pairs)) / len(pairs)
         log.findings["draft_final_rank_correlation"] = round(correlation, 4)
-        if correlation < LOW_CORRELATION:
+        if correlation < LOW_CORRELATION and fewest >= ENOUGH_TO_WARN:
             log.warnings.append(
                 f"Drafts and finals rank the noises differently (rank correlation {correlation:.2f}): a draft of "
                 f"{self.steps(run.engine.steps)} steps says little about the finished image here. Raise draft_steps, "
@@ -125,12 +127,14 @@ class DraftAndFinal:
             )
 
 
-def _correlation(log: SearchLog, row: int) -> float | None:
-    """Spearman's correlation of the scores of drafts and finals of the same noise; None where there are too few."""
-    scores = log.scores(row)
+def _pairs(log: SearchLog, row: int) -> list[tuple[int, int]]:
+    """(draft, final) of the same noise, by their indices."""
     drafts = {draft.recipes[row]: draft.index for draft in log.of_stage(DRAFT)}
-    pairs = [(drafts[final.recipes[row]], final.index) for final in log.of_stage() if final.recipes[row] in drafts]
-    if len(pairs) < ENOUGH_PAIRS:
-        return None
+    return [(drafts[final.recipes[row]], final.index) for final in log.of_stage() if final.recipes[row] in drafts]
+
+
+def _correlation(log: SearchLog, row: int, pairs: list[tuple[int, int]]) -> float:
+    """Spearman's correlation of the scores of drafts and finals of the same noise."""
+    scores = log.scores(row)
     draft, final = zip(*pairs, strict=True)
     return spearman(scores[list(draft)], scores[list(final)])

@@ -242,8 +242,9 @@ def search(
         log.warnings.append(f"{len(log.dropped)} candidates were dropped. The last: {log.dropped[-1]}")
     if any(log.hardly_varies(row) for row in range(log.rows)):
         log.warnings.append(
-            "The scores hardly vary between candidates (by less than 1 % of the verifier's usual range). Distilled "
-            "models give nearly the same image for every seed: there is little that a search can find."
+            "The scores hardly vary between candidates (by less than 1 % of the verifier's usual range), so there is "
+            "little that a search can find. Distilled models give nearly the same image for every seed; in Zero-Order "
+            "Search the angle may be too small."
         )
     return pool
 
