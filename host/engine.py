@@ -21,6 +21,7 @@ from .verifier import HostedVerifier
 
 THUMBNAIL_SIZE = 192
 SWAP_CHUNK = 8  # candidates to sample before the networks change places
+CHUNK_BYTES = 2**30  # of decoded images at once: videos are large
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class ComfyEngine:
         self.books = Books(sampling.evaluations.rows)
         self.batches = Batches(sampling, self.options.batch_size, candidates)
         self.swaps = must_swap(sampling.model, vae, verifier)
+        self.image_bytes = 0  # of one decoded candidate
 
     @property
     def steps(self) -> int:
@@ -114,7 +116,8 @@ class ComfyEngine:
 
     @property
     def chunk(self) -> int:
-        return max(self.batches.size, SWAP_CHUNK if self.swaps else 1)
+        wanted = max(self.batches.size, SWAP_CHUNK if self.swaps else 1)
+        return max(min(wanted, CHUNK_BYTES // max(self.image_bytes, 1)), 1)
 
     @property
     def trajectories(self) -> Trajectories:
@@ -185,6 +188,7 @@ class ComfyEngine:
         images = with_memory(lambda: decode(self.vae, latent), "decoding")
         decoded = Decoded(split(images, self.rows), time.perf_counter() - start)
         self.books.add("decode", decoded.seconds)
+        self.image_bytes = sum(image.numel() * image.element_size() for image in decoded.images)
         return decoded
 
     def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded, together: bool = False) -> Rendered:
