@@ -205,7 +205,9 @@ class Sampling:
 def adds_noise(sampler: Any) -> bool:
     """Whether a SAMPLER is known to draw noise of its own while it samples (ancestral, SDE, LCM, churn)."""
     options = getattr(sampler, "extra_options", {})
-    if options.get("s_churn", 0) > 0:
+    if options.get("s_noise") == 0 and not options.get("s_noise_end"):
+        return False
+    if options.get("s_churn", 0) > 0 or options.get("eta", 0) > 0:
         return True
     name = getattr(getattr(sampler, "sampler_function", sampler), "__name__", "")
     return options.get("eta") != 0 and any(part in name for part in NOISY_SAMPLERS)

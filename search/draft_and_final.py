@@ -53,10 +53,11 @@ class DraftAndFinal:
     def __call__(self, run: Run, seed: int) -> None:
         steps = self.steps(run.engine.steps)
         if not run.engine.deterministic:
+            sampler = run.log.settings.get("sampler", "this one")
             raise ValueError(
                 "Draft and Final needs a sampler that adds no noise of its own, such as euler, heun, dpmpp_2m or "
-                "uni_pc. With this one (ancestral, SDE, LCM and the like) a draft and its final are different images. "
-                "Choose another sampler, or search without Draft and Final."
+                f"uni_pc. With {sampler} (as with ancestral, SDE, LCM and the like) a draft and its final are "
+                "different images. Choose another sampler, or search without Draft and Final."
             )
         stock = run.stock(seed)
         drafting = run.drafts(steps, DRAFT, lambda: [run.cost(self.inner.path()).times(self._finals(run, coming=1))])
