@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import torch
@@ -22,6 +23,8 @@ from .verifier import HostedVerifier
 THUMBNAIL_SIZE = 192
 SWAP_CHUNK = 8  # candidates to sample before the networks change places
 CHUNK_BYTES = 2**30  # of decoded images at once: videos are large
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,10 @@ class Books:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        """Adds the wall time of its block."""
+        """Adds the wall time of its block, if that comes to its end."""
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - start)
+        yield
+        self.add(phase, time.perf_counter() - start)
 
     def answer(self, nfe: int, seconds: Mapping[str, float]) -> None:
         """Takes what a candidate cost out of what is pending."""
@@ -140,15 +141,14 @@ class ComfyEngine:
 
     def _chunk(self, chunk: Sequence[Recipes]) -> Iterator[Rendered]:
         """Samples all of these, then decodes them, then scores them."""
-        together = len(chunk) > 1 and self.batches.size > 1
         if any(recipe.jumps for recipes in chunk for recipe in recipes):
-            sampled = [self._follow(recipes) for recipes in chunk]
+            sampled = [self._patiently(partial(self._follow, recipes)) for recipes in chunk]
         else:
             sampled = self.batches.sample(self.sampling, chunk, self.on_step)
         self.books.add("sample", sum(one.seconds for one in sampled))
         images = [self._decode(one.latent) for one in sampled]
         for recipes, one, shown in zip(chunk, sampled, images, strict=True):
-            yield self._answer(recipes, one, shown, together)
+            yield self._answer(recipes, one, shown)
 
     def _follow(self, recipes: Recipes) -> Sampled:
         """A trajectory with jumps."""
@@ -161,8 +161,11 @@ class ComfyEngine:
         return self.trajectories.start(self.sampling.complete(recipes))
 
     def denoise(self, state: State, level: float) -> State:
-        with self.books.clock("sample"):
-            return self.trajectories.denoise(state, level, self.on_step)
+        def work() -> State:
+            with self.books.clock("sample"):
+                return self.trajectories.denoise(state, level, self.on_step)
+
+        return self._patiently(work)
 
     def renoise(self, state: State, level: float, seed: int) -> State:
         return self.trajectories.renoise(state, level, [seed] * self.rows)
@@ -171,10 +174,16 @@ class ComfyEngine:
         if state.level == 0:
             latents = self.sampling.finished(state.latent.samples, state.latent.x0)
         else:
-            with self.books.clock("sample"):
-                latents = self.trajectories.predict(state)
+            latents = self._patiently(partial(self._predict, state))
         nfe, seconds = self.pending()
         return self._answer(state.recipes, Sampled(*latents, nfe, seconds), self._decode(latents[0]))
+
+    def _predict(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+        with self.books.clock("sample"):
+            return self.trajectories.predict(state)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        return self.batches.patiently(self.sampling, work)
 
     def join(self, states: Sequence[State]) -> State:
         return self.trajectories.join(states)
@@ -191,7 +200,7 @@ class ComfyEngine:
         self.image_bytes = sum(image.numel() * image.element_size() for image in decoded.images)
         return decoded
 
-    def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded, together: bool = False) -> Rendered:
+    def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded) -> Rendered:
         """Scores one decoded candidate. One whose pixels are no numbers is answered with what is wrong with it."""
         start = time.perf_counter()
         error = bad_pixels(decoded.images, f"the image of seed {recipes[0].seed}")
@@ -213,7 +222,7 @@ class ComfyEngine:
                 for row, image in enumerate(images)
             ],
             thumbnails=thumbnails(images) if error is None else None,
-            together=together,
+            together=sampled.together,
             error=error,
         )
 
@@ -227,7 +236,7 @@ class ComfyEngine:
 
 def must_swap(*networks: Any) -> bool:
     """Whether these networks, behind their patchers, do not fit on their device together."""
-    patchers = {id(patcher): patcher for patcher in map(_patcher, networks) if patcher is not None}
+    patchers = {id(patcher): patcher for network in networks for patcher in _patchers(network)}
     devices = {patcher.load_device for patcher in patchers.values()}
     if len(devices) != 1 or mm.is_device_cpu(next(iter(devices))):
         return False
@@ -235,9 +244,12 @@ def must_swap(*networks: Any) -> bool:
     return sum(patcher.model_size() for patcher in patchers.values()) > room
 
 
-def _patcher(network: Any) -> Any:
-    """ComfyUI's handle on the weights of a MODEL, a VAE or a VERIFIER; None where it has none."""
-    return getattr(network, "patcher", None) or (network if hasattr(network, "load_device") else None)
+def _patchers(network: Any) -> list[Any]:
+    """ComfyUI's handles on the weights of a MODEL, a VAE or a VERIFIER; none where it has none."""
+    if hasattr(network, "patchers"):
+        return network.patchers
+    patcher = getattr(network, "patcher", None) or (network if hasattr(network, "load_device") else None)
+    return [] if patcher is None else [patcher]
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:

@@ -131,7 +131,7 @@ def search(
         algorithm=algorithm.name,
         settings={**settings, **algorithm.settings()},
         host=host_info(),
-        usual_ranges=tuple(getattr(verifier, "usual_range", None) for _ in engine.members),
+        usual_ranges=usual_ranges(verifier),
     )
     pool = Pool(log, keep=top_k)
     try:
@@ -146,6 +146,12 @@ def search(
     result = collect(pool, sampling)
     write_metadata(result, prompt, graph)
     return result
+
+
+def usual_ranges(verifier: Any) -> tuple[tuple[float, float] | None, ...]:
+    """What scores each member usually gives."""
+    alike = (getattr(verifier, "usual_range", None),) * len(verifier.members)
+    return getattr(verifier, "usual_ranges", alike)
 
 
 def collect(pool: Pool, sampling: Sampling) -> SearchResult:

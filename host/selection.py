@@ -68,7 +68,7 @@ def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, promp
         scored = torch.cat([verifier.score(batch[row : row + 1], [prompt]) for row in range(rows)])
         values.append(check_values(scored, verifier.members, rows, index))
         bar.update_absolute(index + 1)
-    return Scores(tuple(verifier.members), torch.stack(values))
+    return Scores(tuple(verifier.members), torch.stack(values), getattr(verifier, "aggregator", Aggregator()))
 
 
 @dataclass(frozen=True)

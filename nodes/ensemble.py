@@ -1,0 +1,68 @@
+"""Verifier Ensemble."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host.ensemble import COMBINE, VerifierEnsemble
+from . import types
+
+PLACES = 4
+
+
+class Ensemble(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchVerifierEnsemble",
+            display_name="Verifier Ensemble",
+            category=types.CATEGORY,
+            description=(
+                "Several verifiers as one: they choose together, by mean rank, z-score or weighted sum. A verifier of "
+                "weight 0 only reports: a second opinion that shows whether the search fools the first."
+            ),
+            search_aliases=["ensemble", "combine", "rank", "report only", "held out"],
+            inputs=[
+                io.Combo.Input(
+                    "combine",
+                    options=list(COMBINE),
+                    default=COMBINE[0],
+                    tooltip=(
+                        "How the verifiers choose together. Mean rank asks only who is better and needs no scales; "
+                        "z-score also how much better; weighted sum adds the raw scores."
+                    ),
+                ),
+                *(item for place in range(1, PLACES + 1) for item in _place(place)),
+            ],
+            outputs=[types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")],
+        )
+
+    @classmethod
+    def execute(cls, combine, **places) -> io.NodeOutput:
+        judges = [
+            (places.get(f"verifier_{place}"), places.get(f"weight_{place}", 1.0)) for place in range(1, PLACES + 1)
+        ]
+        return io.NodeOutput(VerifierEnsemble([judge for judge in judges if judge[0] is not None], combine))
+
+
+def _place(place: int) -> list[io.Input]:
+    return [
+        types.Verifier.Input(
+            f"verifier_{place}",
+            optional=place > 1,
+            tooltip="A verifier, or another ensemble, whose verifiers then count here with its weight.",
+        ),
+        io.Float.Input(
+            f"weight_{place}",
+            default=1.0,
+            min=0.0,
+            max=1000.0,
+            step=0.1,
+            round=0.001,
+            optional=place > 1,
+            tooltip="How much it counts. 0: it only reports, in Search Report as a dashed line.",
+        ),
+    ]
+
+
+NODES = [Ensemble]
