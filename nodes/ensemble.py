@@ -39,10 +39,12 @@ class Ensemble(io.ComfyNode):
 
     @classmethod
     def execute(cls, combine, **places) -> io.NodeOutput:
-        judges = [
-            (places.get(f"verifier_{place}"), places.get(f"weight_{place}", 1.0)) for place in range(1, PLACES + 1)
-        ]
-        return io.NodeOutput(VerifierEnsemble([judge for judge in judges if judge[0] is not None], combine))
+        judges = []
+        for place in range(1, PLACES + 1):
+            verifier = places.get(f"verifier_{place}")
+            if verifier is not None:
+                judges.append((verifier, places.get(f"weight_{place}", 1.0)))
+        return io.NodeOutput(VerifierEnsemble(judges, combine))
 
 
 def _place(place: int) -> list[io.Input]:
