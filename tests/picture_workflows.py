@@ -13,16 +13,25 @@ import frontend
 from comfy_server import PACK, ComfyServer
 from PIL import Image
 
-WINDOW = (1680, 920)
-CLIP = {"x": 60, "y": 110, "width": 1620, "height": 710}  # the graph, without the menus around it
-PLACE = "() => { const c = app.canvas; c.ds.scale = 0.8; c.ds.offset = [65, 110]; c.setDirty(true, true) }"
+WINDOW = (1780, 1000)
+SCALE = 0.8  # pixels of the picture for one of the graph
+CORNER = (70, 110)  # where the graph begins in the window, right of and below the menus
+PLACE = "([s, x, y]) => { const c = app.canvas; c.ds.scale = s; c.ds.offset = [x, y]; c.setDirty(true, true) }"
+ABOVE, AROUND = 64, 20  # a node's title and badge; the margin
 LARGEST = 190 * 1024  # bytes of a picture
 
 
-def photograph(page: frontend.FrontEnd) -> Image.Image:
-    page.page.evaluate(PLACE)
+def photograph(page: frontend.FrontEnd, nodes: list[dict]) -> Image.Image:
+    """The part of the window where the nodes are, without the menus around it."""
+    left = min(node["pos"][0] for node in nodes) - AROUND
+    top = min(node["pos"][1] for node in nodes) - ABOVE
+    right = max(node["pos"][0] + node["size"][0] for node in nodes) + AROUND
+    bottom = max(node["pos"][1] + node["size"][1] for node in nodes) + AROUND
+    x, y = CORNER
+    page.page.evaluate(PLACE, [SCALE, x / SCALE - left, y / SCALE - top])
     page.page.wait_for_timeout(2000)
-    with Image.open(BytesIO(page.page.screenshot(clip=CLIP, timeout=180_000))) as shot:
+    clip = {"x": x, "y": y, "width": (right - left) * SCALE, "height": (bottom - top) * SCALE}
+    with Image.open(BytesIO(page.page.screenshot(clip=clip, timeout=180_000))) as shot:
         return shot.convert("RGB")
 
 
@@ -40,13 +49,14 @@ def main() -> None:
     with ComfyServer(Path(os.environ["COMFYUI_PATH"]), home) as server, frontend.browser() as running:
         for file in sorted((PACK / "example_workflows").glob("*.json")):
             page = frontend.FrontEnd(running, server.url, *WINDOW)
-            page.load(json.loads(file.read_text("utf-8")))
+            workflow = json.loads(file.read_text("utf-8"))
+            page.load(workflow)
             page.page.evaluate("() => { app.queuePrompt(0, 1) }")
             page.page.wait_for_timeout(3000)
             while any(server.get("/queue").values()):
                 page.page.wait_for_timeout(1000)
             page.page.wait_for_timeout(9000)  # the last messages, and until the notice of the end is gone
-            save(photograph(page), file.with_suffix(".jpg"))
+            save(photograph(page, workflow["nodes"]), file.with_suffix(".jpg"))
             page.page.close()
 
 
