@@ -81,7 +81,9 @@ class SearchProgress:
         """The search is over: the last line says what it found and why it ended."""
         log = pool.log
         self.bar.update_absolute(self.total)
-        lines = [f"{_best(log)} · {log.nfe:,} NFE.", f"Ended because {log.stopped}." if log.stopped else ""]
+        extra = f" (+{log.extra_nfe:,} extra)" if log.extra_nfe else ""
+        spent = f"{log.nfe - log.extra_nfe:,} NFE{extra}"
+        lines = [f"{_best(log)} · {spent}.", f"Ended because {log.stopped}." if log.stopped else ""]
         send_text("\n".join([*filter(None, lines), *log.warnings]), self.node_id)
 
     def close(self) -> None:
