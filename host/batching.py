@@ -3,7 +3,7 @@
 A row of a batch differs from the same candidate alone by rounding only, if nothing in the model or the sampler looks
 across rows. So batches are for samplers without noise of their own and with fixed steps, for conditioning without
 rows; a probe of two steps compares one row with its solo run before the first batch; and the winner is rendered once
-more alone.
+more alone. What fails in a batch is tried alone: batches must not break what works without them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import torch
@@ -24,21 +25,25 @@ from .sampling import Sampling
 
 LARGEST = 8
 WORTH = 0.85  # of the time alone that a row in a batch may take; more does not pay for rendering the winner again
-SAME = 0.01  # how far a row may be from its solo run, in its own size, after the probe
+SAME = 0.01  # how far a row may be from its solo run after the probe, in the largest value of its own
+SAME_X0 = 0.05  # the same for its x0 prediction, in root mean squares: early steps hardly move the row itself
 FREE_SHARE = 0.7  # of the free memory
 FEWEST_CANDIDATES = 8  # with fewer, the probe and the winner's second render cost what batches save
 ADAPTIVE_SAMPLERS = ("dpm_adaptive", "ode")  # choose their steps by the whole batch
+T = TypeVar("T")
 log_to_console = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the sampler made of one candidate: LATENT, LATENT of the last x0 prediction, and what it cost."""
+    """What the sampler made of one candidate: LATENT, LATENT of the last x0 prediction, what it cost, and whether it
+    shared its run with others."""
 
     latent: dict[str, Any]
     denoised: dict[str, Any]
     nfe: int
     seconds: float
+    together: bool = False
 
 
 class Batches:
@@ -68,70 +73,99 @@ class Batches:
         made: list[Sampled] = []
         while len(made) < len(candidates):
             part = candidates[len(made) : len(made) + self.size]
-            if len(part) > 1 and not self.probed:
+            if len(part) == 1:
+                made.append(self.patiently(sampling, partial(alone, sampling, part[0], callback)))
+            elif not self.probed:
                 self._probe(sampling, part)
-                continue
-            try:
-                made += together(sampling, part, callback) if len(part) > 1 else [alone(sampling, part[0], callback)]
-                continue
-            except Exception as error:
-                if len(part) == 1 or not is_oom(error):
-                    raise
-            self._halve(len(part))
+            else:
+                made += self._attempt(sampling, part, partial(together, sampling, part, callback)) or []
         return made
 
-    def _probe(self, sampling: Sampling, part: Sequence[Recipes]) -> None:
-        """Two steps of one candidate alone and of all together: is a row the same, and is it faster?"""
-        self.probed = True
+    def patiently(self, sampling: Sampling, work: Callable[[], T]) -> T:
+        """Some sampling of one candidate; if memory runs out, once more. What the first try spent is extra."""
+        before, started = sampling.evaluations.rows, time.perf_counter()
+        return with_memory(work, "sampling", lambda: self._extra(sampling, before, started))
+
+    def _attempt(self, sampling: Sampling, part: Sequence[Recipes], work: Callable[[], T]) -> T | None:
+        """Some sampling of several candidates at once. None where that does not work; from then on they are fewer.
+
+        Attention patches and the like may not be made for batches. An error that has another cause comes again when
+        the candidates are sampled alone.
+        """
         before, started = sampling.evaluations.rows, time.perf_counter()
         try:
-            solo, solo_time = _two_steps(sampling, part[:1])
-            batch, batch_time = _two_steps(sampling, part)
+            return work()
+        except mm.InterruptProcessingException:  # an Exception on older hosts
+            raise
         except Exception as error:
-            if not is_oom(error):
-                raise
-            solo = None
-        if solo is None:
-            self._halve(len(part))
-            self.probed = self.size == 1
+            oom, cause = is_oom(error), f"{type(error).__name__}: {error}"
+        # Outside of the handler: the traceback would keep the tensors.
+        self._extra(sampling, before, started)
+        if oom:
+            count, self.size = len(part), max(len(part) // 2, 1)
+            mm.soft_empty_cache()
+            log_to_console.warning("Noise Search: out of memory with %d candidates at once; now %d", count, self.size)
         else:
-            apart = float((batch[:1] - solo).abs().max() / solo.abs().max().clamp(min=1e-12))
-            if not apart < SAME:
-                self.size = 1
-                log_to_console.warning(
-                    "Noise Search: candidates are sampled one at a time: in a batch they influence each other "
-                    "(they differ by %.2g from their solo run)",
-                    apart,
-                )
-            elif self.automatic and batch_time / len(part) > WORTH * solo_time:
-                self.size = 1
+            self._give_up(f"{len(part)} at once failed with {cause}")
+        return None
+
+    def _probe(self, sampling: Sampling, part: Sequence[Recipes]) -> None:
+        """Two steps of one candidate alone and of all together: is a row the same, and is it faster?
+
+        The last row: a sampler that draws noise without our knowing gives the first one what it gets alone.
+        """
+        before, started = sampling.evaluations.rows, time.perf_counter()
+        solo = self.patiently(sampling, partial(_two_steps, sampling, part[-1:]))
+        self._extra(sampling, before, started)
+        before, started = sampling.evaluations.rows, time.perf_counter()
+        batch = self._attempt(sampling, part, partial(_two_steps, sampling, part))
+        if batch is None:
+            return  # with half as many, once more
+        self._extra(sampling, before, started)
+        self.probed = True
+        apart = _largest(batch.samples[-1:], solo.samples)
+        apart_x0 = 0.0 if batch.x0 is None or solo.x0 is None else _rms(batch.x0[-1:], solo.x0)
+        if not (apart < SAME and apart_x0 < SAME_X0):
+            self._give_up(f"in a batch they influence each other (their x0 differs by {apart_x0:.2g} from that alone)")
+        elif self.automatic and batch.seconds / len(part) > WORTH * solo.seconds:
+            self.size = 1
+
+    def _give_up(self, why: str) -> None:
+        self.size = 1
+        log_to_console.warning("Noise Search: candidates are sampled one at a time: %s", why)
+
+    def _extra(self, sampling: Sampling, before: int, started: float) -> None:
+        """Counts what was spent since then as extra."""
         self.extra_nfe += sampling.evaluations.rows - before
         self.extra_seconds += time.perf_counter() - started
-
-    def _halve(self, size: int) -> None:
-        self.size = max(size // 2, 1)
-        mm.soft_empty_cache()
-        log_to_console.warning("Noise Search: out of memory with %d candidates at once; now %d", size, self.size)
 
 
 def alone(sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sampled:
     """One candidate, exactly as the stock node samples it."""
     before, started = sampling.evaluations.rows, time.perf_counter()
-    latents = with_memory(lambda: sampling.sample(recipes, callback), "sampling")
+    latents = sampling.sample(recipes, callback)
     return Sampled(*latents, sampling.evaluations.rows - before, time.perf_counter() - started)
 
 
 def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
-    """Several candidates of one item each in one run; the counts and the time are shared out evenly."""
+    """Several candidates of one item each in one run; the counts and the time are shared out evenly.
+
+    callback: gets the first one only, as previewers may take a batch for the frames of a video.
+    """
     before, started, count = sampling.evaluations.rows, time.perf_counter(), len(candidates)
     noise, latent = _joined(sampling, candidates)
-    samples, x0 = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, callback)
+
+    def on_step(step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
+        if callback is not None:
+            callback(step, x0[:1], x[:1], total_steps)
+
+    samples, x0 = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, on_step)
     nfe, seconds = (sampling.evaluations.rows - before) // count, (time.perf_counter() - started) / count
     made = []
     for row in range(count):
         rows = slice(row, row + 1)
         latents = sampling.finished(samples[rows].clone(), None if x0 is None else x0[rows].clone())
-        made.append(Sampled(*latents, nfe, seconds))
+        made.append(Sampled(*latents, nfe, seconds, together=True))
     return made
 
 
@@ -149,7 +183,7 @@ def obstacle(sampling: Sampling) -> str | None:
         return "the sampler draws the noise outside of the mask for the whole batch"
     if sampling.steps < 2:
         return "there are too few steps"
-    if _has_rows(sampling.guider.original_conds) or _has_rows(sampling.latent.get("noise_mask")):
+    if _has_rows(getattr(sampling.guider, "original_conds", None)) or _has_rows(sampling.latent.get("noise_mask")):
         return "the conditioning or the mask has a row for each item of a batch"
     return None
 
@@ -164,17 +198,44 @@ def fitting(sampling: Sampling) -> int:
     return size
 
 
-def _two_steps(sampling: Sampling, candidates: Sequence[Recipes]) -> tuple[Any, float]:
-    """The samples after two steps, and the seconds of the second (the first may wait for the model to load)."""
-    ends: list[float] = []
+@dataclass(frozen=True)
+class _Probe:
+    """samples and x0 prediction after two steps, and the seconds of the second: the first may load the model."""
+
+    samples: torch.Tensor
+    x0: torch.Tensor | None
+    seconds: float
+
+
+def _two_steps(sampling: Sampling, candidates: Sequence[Recipes]) -> _Probe:
+    ends = [time.perf_counter()]
 
     def stamp(step: int, x0: Any, x: Any, total_steps: int) -> None:
         float(x0.flatten()[0])  # waits for the GPU
         ends.append(time.perf_counter())
 
     noise, latent = _joined(sampling, candidates)
-    samples, _ = sampling.run(noise, latent, sampling.sigmas[:3], candidates[0][0].seed, stamp)
-    return samples, ends[-1] - ends[0]
+    samples, x0 = sampling.run(noise, latent, sampling.sigmas[:3], candidates[0][0].seed, stamp)
+    ends.append(time.perf_counter())
+    return _Probe(samples, x0, ends[2] - ends[1] if len(ends) > 3 else ends[-1] - ends[0])
+
+
+def _largest(row: torch.Tensor, solo: torch.Tensor) -> float:
+    """The largest difference, by the largest value."""
+    row, solo = _numbers(row, solo)
+    return float((row - solo).abs().max() / solo.abs().max().clamp(min=1e-12))
+
+
+def _rms(row: torch.Tensor, solo: torch.Tensor) -> float:
+    """The difference, by the size, both as root mean squares."""
+    row, solo = _numbers(row, solo)
+    return float((row - solo).square().mean().sqrt() / solo.square().mean().sqrt().clamp(min=1e-12))
+
+
+def _numbers(row: torch.Tensor, solo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both with 0 for what is no number in both: a broken candidate says nothing against batches."""
+    broken = ~torch.isfinite(row) & ~torch.isfinite(solo)
+    return row.float().masked_fill(broken, 0.0), solo.float().masked_fill(broken, 0.0)
 
 
 def _joined(sampling: Sampling, candidates: Sequence[Recipes]) -> tuple[torch.Tensor, torch.Tensor]:

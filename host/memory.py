@@ -9,6 +9,8 @@ from typing import TypeVar
 import comfy.model_management as mm
 
 T = TypeVar("T")
+# PyTorch's on the CPU (Windows, elsewhere) and on Apple's GPUs are plain RuntimeErrors.
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 log_to_console = logging.getLogger(__name__)
 
 
@@ -19,12 +21,15 @@ def is_oom(error: BaseException) -> bool:
     if mm.OOM_EXCEPTION is not Exception and isinstance(error, mm.OOM_EXCEPTION):
         return True
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)  # PyTorch's, on the CPU
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
 
 
-def with_memory(work: Callable[[], T], what: str) -> T:
-    """Does some work; if memory runs out, once more after ComfyUI has unloaded every network it can."""
+def with_memory(work: Callable[[], T], what: str, failed: Callable[[], None] | None = None) -> T:
+    """Does some work; if memory runs out, once more after ComfyUI has unloaded every network it can.
+
+    failed: called between the two.
+    """
     try:
         return work()
     except Exception as error:
@@ -32,6 +37,8 @@ def with_memory(work: Callable[[], T], what: str) -> T:
             raise
     # Outside of the handler: the traceback would keep the tensors of the first try.
     log_to_console.warning("Noise Search: out of memory while %s; unloading the other models and trying again", what)
+    if failed is not None:
+        failed()
     mm.free_memory(1e30, mm.get_torch_device())
     mm.soft_empty_cache()
     return work()
