@@ -13,6 +13,8 @@ from .engine import Engine, Recipes, Rendered, State
 from .log import FINAL, PREVIEW, Candidate, Pool, SearchLog
 from .recipe import Jump, Recipe
 
+RANGE_APART = 0.01  # of a verifier's usual range: so far may the scores of a run alone and in a batch be apart
+SPREAD_APART = 0.05  # the same of the spread of its scores, where it has no usual range
 OnCandidate = Callable[["Run", Candidate], None]
 
 
@@ -256,8 +258,27 @@ def _render_again(engine: Engine, pool: Pool) -> None:
     apart = 0.0
     for index in sorted({*pool.missing(), *in_batch}):
         [rendered] = engine.render([log.candidates[index].recipes])
+        if rendered.error is not None:
+            raise ValueError(f"candidate {index}, when it was rendered again: {rendered.error}")
         pool.restore(index, rendered)
         if index in in_batch:
-            apart = max(apart, float((rendered.values - torch.tensor(log.candidates[index].values)).abs().max()))
+            difference = (rendered.values - torch.tensor(log.candidates[index].values)).abs()
+            apart = max(apart, float(difference.max()))
+            if bool((difference > _tolerance(log)).any()):
+                log.warnings.append(
+                    f"Candidate {index} scores {float(difference.max()):.3g} otherwise alone than in its batch: "
+                    "something in the model or the sampler mixes the candidates of a batch. The image is the one made "
+                    "alone, but the order may be wrong. Set batch_size to 1."
+                )
     if in_batch:
         log.findings["batch_difference"] = apart  # of the winner's values from those of its run alone
+
+
+def _tolerance(log: SearchLog) -> torch.Tensor:
+    """How far scores alone and in a batch may be apart, float64 [rows, members]: more than rounding ever makes."""
+    finals = torch.tensor([candidate.values for candidate in log.of_stage()], dtype=torch.float64)
+    limits = SPREAD_APART * (finals.amax(dim=0) - finals.amin(dim=0))
+    for member, usual in enumerate(log.usual_ranges or ()):
+        if usual is not None:
+            limits[:, member] = RANGE_APART * (usual[1] - usual[0])
+    return limits
