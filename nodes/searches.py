@@ -170,7 +170,7 @@ class Replay(io.ComfyNode):
             display_name="Replay Recipe",
             category=types.CATEGORY,
             description=(
-                "Makes one candidate again from its recipe instead of searching, at the cost of one render. Works for "
+                "Makes one candidate again from its recipe instead of searching, at the cost of that one. Works for "
                 "every recipe, also those of Search over Paths, with the same model, prompts and settings."
             ),
             search_aliases=["recipe", "reproduce", "winner"],
