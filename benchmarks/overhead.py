@@ -35,8 +35,8 @@ import _pack
 from _server import comfy_server, finish, wall_seconds
 from graphs import PROMPT, base, node
 
-AUTOMATIC, STOCK = "automatic batches", "stock graph"
-BATCHES = {AUTOMATIC: 0, "one at a time": 1}  # batch_size of the node
+AUTOMATIC, ALONE, STOCK = "automatic batches", "one at a time", "stock graph"
+BATCHES = {AUTOMATIC: 0, ALONE: 1}  # batch_size of the node
 TO_STOCK, TO_DENOISER = "whole search / stock graph", "sampling / denoiser calls"
 STOCK_LIMIT, DENOISER_LIMIT = 0.9, 1.1
 SAMPLING = ("sampler", "around the sampler", "progress bar")
@@ -78,6 +78,10 @@ class Measured:
             value for (reason, phase), value in self.seconds.items() if phase in phases and why in (None, reason)
         )
 
+    def raw(self) -> dict[str, Any]:
+        seconds = {f"{why}: {phase}": value for (why, phase), value in self.seconds.items()}
+        return {"wall": self.wall, "seconds": seconds, "runs": self.runs, "denoiser": self.denoiser}
+
     def denoising(self, why: str | None = None) -> float:
         """The denoiser calls alone, of all runs or of those for one reason."""
         runs = zip(self.denoiser, self.runs, strict=True)
@@ -86,7 +90,7 @@ class Measured:
     def phases(self) -> dict[str, float]:
         """Seconds of the whole prompt, each counted once."""
         parts = {
-            "sampling": self.of(*SAMPLING, why="candidates"),
+            **{phase: self.of(phase, why="candidates") for phase in SAMPLING},
             "probe of batches": self.of(*SAMPLING, why="probe"),
             "winner rendered again": sum(value for (why, _), value in self.seconds.items() if why == "winner"),
             "decode": self.of("decode", why="candidates"),
@@ -238,6 +242,9 @@ def tables(results: dict[str, Any]) -> dict[str, Any]:
         "denoiser": {
             name: statistics.median(one.denoising("candidates") / one.wall for one in results[name]) for name in BATCHES
         },
+        "stock sampling": spread(
+            [one.of(*SAMPLING) / other.denoising() for one, other in zip(stock, results[ALONE], strict=True)]
+        ),
         "same picture": {
             name: sum(one.picture == other.picture for one, other in zip(results[name], stock, strict=True))
             for name in BATCHES
@@ -289,6 +296,8 @@ def show(table: dict[str, Any], options: argparse.Namespace) -> None:
     row("denoiser calls of the candidates", [f"{100 * value:.1f}" for value in table["denoiser"].values()])
     print("* of the time of the search with automatic batches")
     print()
+    own = table["stock sampling"]
+    print(f"the stock graph's own sampling / denoiser calls: {own['median']:.3f} [{own['low']:.3f}, {own['high']:.3f}]")
     print(f"automatic batches, one repeat after another: {table['batches']}")
     print(f"repeats with the stock graph's very picture: {table['same picture']} of {options.repeats}")
     if any(table["vram"].values()):
@@ -338,8 +347,10 @@ def main() -> int:
     show(table, options)
     for text, kept in promises:
         print(f"{'PASS' if kept else 'FAIL'}  {text}")
+    raw = {name: [one.raw() for one in results[name]] for name in (*BATCHES, STOCK)}
+    record = {"settings": settings, **table, "promises": dict(promises), "prompts": raw}
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"settings": settings, **table, "promises": dict(promises)}) + "\n")
+    options.json.write_text(json.dumps(record) + "\n")
     return 0 if all(kept for _, kept in promises) else 1
 
 
