@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -140,13 +140,15 @@ class ComfyEngine:
             yield from self._chunk(chunk)
 
     def _chunk(self, chunk: Sequence[Recipes]) -> Iterator[Rendered]:
-        """Samples all of these, then decodes them, then scores them."""
+        """Samples all of these, then decodes and scores them in turn; where networks swap, all are decoded first."""
         if any(recipe.jumps for recipes in chunk for recipe in recipes):
             sampled = [self._patiently(partial(self._follow, recipes)) for recipes in chunk]
         else:
             sampled = self.batches.sample(self.sampling, chunk, self.on_step)
         self.books.add("sample", sum(one.seconds for one in sampled))
-        images = [self._decode(one.latent) for one in sampled]
+        images: Iterable[Decoded] = map(self._decode, [one.latent for one in sampled])
+        if self.swaps:
+            images = list(images)
         for recipes, one, shown in zip(chunk, sampled, images, strict=True):
             yield self._answer(recipes, one, shown)
 
