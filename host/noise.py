@@ -22,7 +22,7 @@ def generate(recipe: Recipe, latent: Mapping[str, Any]) -> Any:
         if recipe.moves or recipe.row is not None:
             raise ValueError(
                 "this recipe turns a noise or picks one item of a batch, which cannot be done for a latent made of "
-                "several tensors (audio with video). Use a recipe that is a seed alone."
+                "several tensors (audio with video). Use Random Search, or a recipe that is a seed alone."
             )
         return comfy.sample.prepare_noise(samples, recipe.seed, index)
 

@@ -18,6 +18,7 @@ from ..search.budget import Budget
 from ..search.log import Pool, SearchLog
 from ..search.random_search import RandomSearch
 from ..search.recipe import to_json
+from ..search.replay import ReplayRecipe
 from ..search.run import Algorithm
 from ..search.run import search as run_search
 from ..version import __version__
@@ -116,8 +117,11 @@ def search(
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
     sampling = make_sampling()
     algorithm = algorithm or RandomSearch()
-    if sampling.steps == 0 and candidates > 1:
-        log_to_console.warning("Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate")
+    if isinstance(algorithm, ReplayRecipe):
+        candidates = 1
+    if sampling.steps == 0:
+        if candidates > 1:
+            log_to_console.warning("Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate")
         candidates, algorithm = 1, RandomSearch()
     budget = replace(budget or Budget(), candidates=candidates)
     progress = SearchProgress(sampling, candidates, graph.node_id)

@@ -58,10 +58,18 @@ class SearchOverPaths:
             )
 
     def __call__(self, run: Run, seed: int) -> None:
+        if run.engine.steps:
+            run.engine.steps_between(1.0, self.sigma)  # says so at once where there can be no paths
         run.stock(seed)
         seeds = count(seed)
         for number in count():
             if not self._fits(run):
+                if number == 0 and run.affords(run.cost()):
+                    run.log.warnings.append(
+                        f"The budget has no room for a round of Search over Paths ({self.paths} paths with "
+                        f"{self._fewest()} branches each), so plain noises were tried instead. Raise candidates, or "
+                        "take fewer paths."
+                    )
                 break
             self._pass(run, seeds, lambda *names, number=number: derive(seed, "path", number, *names))
         for draw in seeds:
@@ -150,6 +158,8 @@ class SearchOverPaths:
 
     def _fits(self, run: Run) -> bool:
         """Whether at least one round of a pass can be had."""
+        if not run.engine.steps:
+            return False
         level, below = self.levels()[:2]
         first = self._round(run, level, below).times(self._fewest())
-        return run.engine.steps > 0 and run.affords(self._beginning(run), first, self._ending(run, below))
+        return run.affords(self._beginning(run), first, self._ending(run, below))
