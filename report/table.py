@@ -26,7 +26,7 @@ def table(log: SearchLog) -> str:
     lines += [f"- {key}: {_value(value)}" for key, value in log.host.items()]
     lines.append(
         f"- total: {counted(log)}, {log.nfe:,} NFE, {duration(log.seconds)}"
-        + (f" (of which {log.extra_nfe:,} NFE to render winners again)" if log.extra_nfe else "")
+        + (f" (of which {log.extra_nfe:,} NFE extra, for trials and repeats)" if log.extra_nfe else "")
     )
     if log.stopped:
         lines.append(f"- ended because: {' '.join(log.stopped.split())}")

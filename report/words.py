@@ -75,7 +75,7 @@ def caption(log: SearchLog) -> str:
     parts.append(counted(log))
     if log.rows > 1:
         parts.append(count(log.rows, "image"))
-    parts.append(f"{log.nfe:,} NFE")
+    parts.append(f"{log.nfe - log.extra_nfe:,} NFE" + (f" (+{log.extra_nfe:,} extra)" if log.extra_nfe else ""))
     if log.seconds:
         parts.append(duration(log.seconds))
     return "  ·  ".join(parts)

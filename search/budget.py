@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .aggregate import Aggregator
-from .engine import Engine
+from .engine import Engine, Rendered
 from .log import FINAL, PREVIEW, Candidate, SearchLog
 
 SLACK = 1e-9
@@ -80,15 +80,16 @@ class Spending:
         self.unit: Cost | None = None  # the stock run
         self.since_better = 0
         self.reason = ""
+        self.wasted = NOTHING  # on what was made and not looked at
 
     @property
     def nfe(self) -> int:
         """Rows through the denoiser so far."""
-        return self.log.nfe + self.engine.pending()[0]
+        return self.log.nfe - round(self.wasted.nfe) + self.engine.pending()[0]
 
     @property
     def seconds(self) -> float:
-        return self.log.seconds + self.engine.pending()[1]
+        return self.log.seconds - self.wasted.seconds + self.engine.pending()[1]
 
     @property
     def limit(self) -> float:
@@ -107,6 +108,13 @@ class Spending:
             self.unit = Cost(nfe, seconds)
         times, total, fastest = self.costs.get(kind, (0, 0.0, math.inf))
         self.costs[kind] = times + 1, total + nfe, min(fastest, seconds)
+
+    def waste(self, rendered: Rendered) -> None:
+        """Takes down a candidate that came too late to count, as extra: the budget is not charged for it."""
+        seconds = sum(rendered.seconds.values())
+        self.wasted = self.wasted + Cost(rendered.nfe, seconds)
+        self.log.extra_nfe += rendered.nfe
+        self.log.extra_seconds += seconds
 
     def seen(self, candidate: Candidate) -> None:
         """Takes down whether a candidate improved anything, for the patience. A preview shows too little to judge."""

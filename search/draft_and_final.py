@@ -60,7 +60,8 @@ class DraftAndFinal:
                 "different images. Choose another sampler, or search without Draft and Final."
             )
         stock = run.stock(seed)
-        drafting = run.drafts(steps, DRAFT, lambda: [run.cost(self.inner.path()).times(self._finals(run, coming=1))])
+        full = self.inner.path()
+        drafting = run.drafts(steps, DRAFT, lambda coming: [run.cost(full).times(self._finals(run, coming))])
         with suppress(BudgetSpent):
             self.inner(drafting, seed)
         # Out of patience, only the promised finals remain to be made; else all that the budget has room for.

@@ -16,6 +16,7 @@ from .recipe import Jump, Recipe
 RANGE_APART = 0.01  # of a verifier's usual range: so far may the scores of a run alone and in a batch be apart
 SPREAD_APART = 0.05  # the same of the spread of its scores, where it has no usual range
 OnCandidate = Callable[["Run", Candidate], None]
+Reserve = Callable[[int], Sequence[Cost]]
 
 
 class Algorithm(Protocol):
@@ -40,7 +41,8 @@ class Algorithm(Protocol):
 class Run:
     """Makes candidates within the budget and writes each into the pool as it comes.
 
-    stage: of the finished candidates ("final", or "draft" inside Draft and Final). reserve: what has to stay unspent.
+    stage: of the finished candidates ("final", or "draft" inside Draft and Final). reserve: what has to stay unspent
+    once so many more are there.
     drop: candidates without a score are left out and counted; otherwise they are an error.
     """
 
@@ -51,7 +53,7 @@ class Run:
         spending: Spending,
         on_candidate: OnCandidate | None = None,
         stage: str = FINAL,
-        reserve: Callable[[], Sequence[Cost]] = tuple,
+        reserve: Reserve = lambda coming: (),
         drop: bool = False,
     ):
         self.engine = engine
@@ -91,30 +93,39 @@ class Run:
         return candidate
 
     def render(self, candidates: Sequence[Recipes], closing: bool = False) -> list[Candidate]:
-        """Whole trajectories: as many of these, in order, as the budget allows.
+        """Whole trajectories, in order; without those that were dropped.
 
-        closing: they only finish what was decided, so patience does not count. The answer lacks those that were
-        dropped. Raises BudgetSpent where not even one
-        fits, and as soon as the target is reached or patience is at its end.
+        closing: they only finish what was decided, so patience does not count. Raises BudgetSpent at the first that
+        does not fit, and as soon as the target is reached or patience is at its end. What the engine made beyond that
+        is thrown away, so that a search does not depend on how many candidates the engine takes at once.
         """
+        made: list[Candidate] = []
+        while candidates:
+            count, over = self._fitting(candidates), False
+            chunk, candidates = candidates[:count], candidates[count:]
+            for rendered in self.engine.render(chunk):
+                if over:
+                    self.spending.waste(rendered)
+                else:
+                    made += filter(None, [self._add(rendered)])
+                    over = self.spending.satisfied(patient=closing)
+            if over:
+                raise BudgetSpent
+        return made
+
+    def _fitting(self, candidates: Sequence[Recipes]) -> int:
+        """How many of these the engine may make at once. Raises BudgetSpent where the first does not fit."""
         costs: list[Cost] = []
-        for recipes in candidates:
+        for recipes in candidates[: self.engine.chunk]:
             cost = sum((self.cost(jumps) for jumps in ways(recipes)), NOTHING)
-            if not self.affords(*costs, cost):
+            if not self.affords(*costs, cost, coming=len(costs) + 1):
                 break
             costs.append(cost)
             if not cost.nfe:  # then they are counted, one by one
                 break
         if not costs:
-            raise self.spending.refuse(cost, *self.reserve())
-        made: list[Candidate] = []
-        wanted = candidates[: len(costs)]
-        while wanted:
-            chunk, wanted = wanted[: self.engine.chunk], wanted[self.engine.chunk :]
-            made += filter(None, map(self._add, self.engine.render(chunk)))
-            if self.spending.satisfied(patient=closing):
-                raise BudgetSpent
-        return made
+            raise self.spending.refuse(cost, *self.reserve(1))
+        return len(costs)
 
     def start(self, recipes: Recipes) -> State:
         """The noise of these recipes."""
@@ -153,13 +164,13 @@ class Run:
         scores = self.log.scores(row)
         return max(candidates, key=lambda candidate: float(scores[candidate.index]))
 
-    def affords(self, *costs: Cost) -> bool:
-        """Whether this still fits beside what is reserved."""
-        return self.spending.affords(*costs, *self.reserve())
+    def affords(self, *costs: Cost, coming: int = 1) -> bool:
+        """Whether this, which makes so many candidates, still fits beside what is reserved."""
+        return self.spending.affords(*costs, *self.reserve(coming))
 
     def left(self) -> float:
         """NFE left beside what is reserved."""
-        return max(self.spending.left() - sum(cost.nfe for cost in self.reserve()), 0.0)
+        return max(self.spending.left() - sum(cost.nfe for cost in self.reserve(1)), 0.0)
 
     def cost(self, jumps: Sequence[Jump] = ()) -> Cost:
         """Of a whole trajectory, with these jumps on its way."""
@@ -179,7 +190,7 @@ class Run:
         """Of scoring a state: above level 0 it takes one evaluation per item."""
         return self.spending.predict(self._look(level), 1 if level > 0 else 0)
 
-    def drafts(self, steps: int, stage: str, reserve: Callable[[], Sequence[Cost]]) -> Run:
+    def drafts(self, steps: int, stage: str, reserve: Reserve) -> Run:
         """The same search on a coarser schedule, which leaves `reserve` unspent."""
         return Run(self.engine.drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve, self.drop)
 
