@@ -14,6 +14,10 @@ from ..verifiers.weights import WEIGHT_SUFFIXES
 
 FOLDER = "verifiers"
 NO_MODEL = "(none found: put a CLIP model into models/verifiers)"
+A_CLIP = (
+    "Make a folder there, such as ViT-B-32, and put open_clip_config.json and open_clip_model.safetensors of "
+    "huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K (MIT licence, 605 MB) into it"
+)
 
 
 def register_folders() -> None:
@@ -21,17 +25,21 @@ def register_folders() -> None:
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 
 
-def clip_choices() -> list[str]:
-    """What CLIP Score can be pointed at, by path below `models/verifiers` with forward slashes.
+def clip_choices(first: str = "") -> list[str]:
+    """What CLIP Score, PickScore and HPS can be pointed at, by path below `models/verifiers` with forward slashes.
 
-    Folders that hold a model's configuration, and single weight files elsewhere. Never empty: with nothing found, the
-    one entry says so, and choosing it raises an error that says where to put which file.
+    Folders that hold a model's configuration, and single weight files elsewhere; first those with `first` in the name,
+    whatever its case. Never empty: with nothing found, the one entry says so, and choosing it raises an error that says
+    where to put which file.
     """
-    return sorted(_found()) or [NO_MODEL]
+    return sorted(_found(), key=lambda name: (first not in name.lower(), name)) or [NO_MODEL]
 
 
-def clip_model_path(name: str) -> Path:
-    """The file or folder of an entry of `clip_choices`. Raises VerifierError on any other name, `..` included."""
+def clip_model_path(name: str, files: str = A_CLIP) -> Path:
+    """The file or folder of an entry of `clip_choices`. Raises VerifierError on any other name, `..` included.
+
+    files: said when there is no model at all: the files to get, and their licence.
+    """
     found = _found()
     if name in found:
         path = folder_paths.get_full_path(FOLDER, found[name])
@@ -43,11 +51,7 @@ def clip_model_path(name: str) -> Path:
         raise VerifierError(f"no CLIP model {name!r} in {where}; did you mean {close[0]!r}?")
     if found:
         raise VerifierError(f"no CLIP model {name!r} in {where}; found: {', '.join(sorted(found))}")
-    raise VerifierError(
-        f"no CLIP model found in {where}. Make a folder there, such as ViT-B-32, and put open_clip_config.json and "
-        "open_clip_model.safetensors of huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K (MIT licence, 605 MB) "
-        "into it. Nothing is downloaded by itself"
-    )
+    raise VerifierError(f"no CLIP model found in {where}. {files}. Nothing is downloaded by itself")
 
 
 def _found() -> dict[str, str]:

@@ -13,6 +13,8 @@ import torch
 
 from ..verifiers import registry
 from ..verifiers.base import Verifier, VerifierError
+from ..verifiers.clip_files import DualEncoder
+from ..verifiers.pickscore import FILES as PICKSCORE_FILES
 from ..verifiers.weights import file_stamp
 from .folders import clip_model_path
 from .memory import is_oom
@@ -35,24 +37,20 @@ class HostedVerifier:
     """A verifier whose network ComfyUI loads and unloads. Higher is better.
 
     members, needs_prompt, usual_range, prompt_tokens, identity: the verifier's own (`verifiers/base.py`).
-    patcher: ComfyUI's handle on the network (its caches look for this name), None for a verifier without one.
+    patcher: ComfyUI's handle on the network (its caches look for this name), None for a verifier without one. Verifiers
+    of one network have one patcher. A network that ComfyUI itself built comes with its own, passed as `patcher`.
     """
 
-    def __init__(self, verifier: Verifier, device: torch.device | None = None):
+    def __init__(self, verifier: Verifier, device: torch.device | None = None, patcher: Any = None):
         self.verifier = verifier
         self.members: tuple[str, ...] = tuple(verifier.members)
         self.needs_prompt = bool(verifier.needs_prompt)
         self.usual_range = verifier.usual_range
         self.prompt_tokens = verifier.prompt_tokens
-        self.patcher: Any = None
-        if verifier.module is not None:
-            # by attribute and now: ComfyUI rebinds CoreModelPatcher when it starts, and old versions have none
-            patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-            self.patcher = patcher(
-                VerifierModule(verifier.module),
-                load_device=device or mm.get_torch_device(),
-                offload_device=mm.text_encoder_offload_device(),
-            )
+        self.whole = patcher is None  # our networks are not made of layers that ComfyUI can offload in parts
+        self.patcher: Any = patcher
+        if patcher is None and verifier.module is not None:
+            self.patcher = _patcher(verifier.module, device or mm.get_torch_device())
 
     def identity(self) -> str:
         """What determines the values: a hash of the weights and the settings."""
@@ -93,7 +91,23 @@ class HostedVerifier:
             return
         memory = ACTIVATION_BYTES + 4 * images[0].numel() * images.element_size()
         # fully: ComfyUI offloads in parts only what is built from its own layers, and would leave the rest on the CPU
-        mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
+        mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=self.whole)
+
+
+# By the module's id: a patcher keeps its module, so while it is here the id is nobody else's.
+_patchers: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
+
+
+def _patcher(module: torch.nn.Module, device: torch.device) -> Any:
+    """ComfyUI's patcher of a module: the one in use, if there is one."""
+    patcher = _patchers.get((id(module), device))
+    if patcher is None:
+        # by attribute and now: ComfyUI rebinds CoreModelPatcher when it starts, and old versions have none
+        kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        offload_device = mm.text_encoder_offload_device()
+        patcher = kind(VerifierModule(module), load_device=device, offload_device=offload_device)
+        _patchers[id(module), device] = patcher
+    return patcher
 
 
 def check_images(images: Any) -> torch.Tensor:
@@ -133,32 +147,43 @@ def resolve_dtype(precision: str, device: torch.device | None = None) -> torch.d
 
 def load_clip_score(model_name: str, precision: str = "auto", architecture: str = "") -> HostedVerifier:
     """CLIP Score from an entry of `folders.clip_choices`. Two loads of one file share one network."""
-    return _shared(clip_model_path(model_name), Path(model_name).name, precision, architecture.strip())
+    return _shared("clip_score", clip_model_path(model_name), Path(model_name).name, precision, architecture.strip())
+
+
+def load_pickscore(model_name: str, precision: str = "auto") -> HostedVerifier:
+    """PickScore from an entry of `folders.clip_choices`. Two loads of one file share one network."""
+    return _shared("pickscore", clip_model_path(model_name, PICKSCORE_FILES), Path(model_name).stem, precision)
 
 
 def load_demo_verifier() -> HostedVerifier:
     """The embedded learned verifier: a tiny CLIP of the demo's world, through the same code as any other."""
     from .demo import verifier_directory  # brings in ComfyUI's checkpoint loaders, which nothing else here needs
 
-    return _shared(verifier_directory(), "demo", "fp32", "", usual_range=(0.0, 100.0))
+    return _shared("clip_score", verifier_directory(), "demo", "fp32", usual_range=(0.0, 100.0))
 
 
-# Networks in use, by file and settings. Weak: the VERIFIER outputs in ComfyUI's cache own them, and when the last one
-# goes, so does the network; nothing stays in memory on account of this table. The key is the files' sizes and times,
-# not their hash, so that gigabytes need not be read before sharing; a replaced file is a new key.
+# Verifiers and networks in use, by file and settings. Weak: the VERIFIER outputs in ComfyUI's cache own them, and when
+# the last one goes, so does the network; nothing stays in memory on account of these tables. The key is the files'
+# sizes and times, not their hash, so that gigabytes need not be read before sharing; a replaced file is a new key.
 _loaded: weakref.WeakValueDictionary[tuple, HostedVerifier] = weakref.WeakValueDictionary()
+_encoders: weakref.WeakValueDictionary[tuple, DualEncoder] = weakref.WeakValueDictionary()
 
 
-def _shared(path: Path, label: str, precision: str, architecture: str, **settings: Any) -> HostedVerifier:
+def _shared(
+    name: str, path: Path, label: str, precision: str, architecture: str = "", **settings: Any
+) -> HostedVerifier:
+    """The registry's verifier `name` on the towers in `path`; the towers are those in use, if there are any."""
     dtype = resolve_dtype(precision)
+    kind = registry.get(name)
+    path, architecture = kind.resolve(path, architecture)
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-    key = (file_stamp(files), label, architecture, dtype)
+    network = (file_stamp(files), architecture, dtype)
+    key = (name, label, *network)
     hosted = _loaded.get(key)
     if hosted is None:
-        clip_score = registry.get("clip_score")
-        verifier = clip_score.load(path, label=label, architecture=architecture, dtype=dtype, **settings)
-        hosted = HostedVerifier(verifier)
-        _loaded[key] = hosted
+        encoder = _encoders.get(network) or kind.open(path, architecture)
+        hosted = HostedVerifier(kind(encoder, label, dtype, **settings))
+        _loaded[key], _encoders[network] = hosted, encoder
     return hosted
 
 

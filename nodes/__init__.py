@@ -2,11 +2,19 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import ensemble, graph, loaders, report, samplers, searches
+from . import ensemble, graph, judges, loaders, report, samplers, searches
 
 
 class NoiseSearchExtension(ComfyExtension):
     """Everything the pack adds to ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*samplers.NODES, *searches.NODES, *graph.NODES, *loaders.NODES, *ensemble.NODES, *report.NODES]
+        return [
+            *samplers.NODES,
+            *searches.NODES,
+            *graph.NODES,
+            *loaders.NODES,
+            *judges.NODES,
+            *ensemble.NODES,
+            *report.NODES,
+        ]

@@ -14,7 +14,12 @@ def tiny_clip_score(folder):
     return registry.get("clip_score").load(folder)
 
 
-TINY = {"clip_score": tiny_clip_score}
+def tiny_pickscore(folder):
+    tiny_clips.save_hf_clip_folder(folder)
+    return registry.get("pickscore").load(folder)
+
+
+TINY = {"clip_score": tiny_clip_score, "pickscore": tiny_pickscore}
 
 
 def test_every_verifier_is_tested():

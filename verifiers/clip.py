@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import normalize
@@ -13,6 +14,9 @@ from torch.nn.functional import normalize
 from .base import VerifierError
 from .clip_files import DualEncoder, load_dual_encoder
 from .weights import content_hash, file_stamp
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_PROMPTS = 64
 
@@ -32,6 +36,10 @@ class CLIPScore:
     """
 
     needs_prompt = True
+    name = "clip_score"
+    title = "CLIP Score"
+    architecture = ""  # of a single weight file, where the verifier knows it
+    factor = 100.0
 
     def __init__(
         self,
@@ -42,10 +50,13 @@ class CLIPScore:
     ):
         self.encoder = encoder
         self.dtype = dtype
-        self.module = encoder.module.eval().requires_grad_(False).to(dtype)
-        self.members = (f"CLIP Score ({label})",)
-        self.usual_range = usual_range or ((-5.0, 20.0) if encoder.sigmoid else (15.0, 40.0))
+        self.module = encoder.module.eval().requires_grad_(False)
+        if any(parameter.dtype != dtype for parameter in self.module.parameters()):
+            self.module.to(dtype)  # not otherwise: verifiers may share a network that is in use
+        self.members = (f"{self.title} ({label})",)
+        self.usual_range = usual_range or self._usual_range()
         self.prompt_tokens = encoder.context_length
+        self.preprocess = encoder.preprocess
         self._prompts: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._stamp = file_stamp(encoder.files)
         self._identity = ""
@@ -58,11 +69,20 @@ class CLIPScore:
         architecture: str = "",
         dtype: torch.dtype = torch.float32,
         usual_range: tuple[float, float] | None = None,
-    ) -> CLIPScore:
+    ) -> Self:
         """From a local folder or weight file (see `load_dual_encoder`); nothing is downloaded. Raises VerifierError."""
+        return cls(cls.open(path, architecture), label or Path(path).stem, dtype, usual_range)
+
+    @classmethod
+    def open(cls, path: str | Path, architecture: str = "") -> DualEncoder:
+        """The towers of `load`, in the dtype of the file; several verifiers can share them. Raises VerifierError."""
         with torch.inference_mode(False):  # weights born in inference mode could not be used outside it
-            encoder = load_dual_encoder(path, architecture)
-            return cls(encoder, label or Path(path).stem, dtype, usual_range)
+            return load_dual_encoder(*cls.resolve(Path(path), architecture))
+
+    @classmethod
+    def resolve(cls, path: Path, architecture: str) -> tuple[Path, str]:
+        """Path and architecture as `load_dual_encoder` is to take them: what decides which network is built."""
+        return path, architecture or (cls.architecture if path.is_file() else "")
 
     def identity(self) -> str:
         """SHA-256 of the model's files, the architecture, the preprocessing and the dtype. Read once, when asked."""
@@ -73,12 +93,12 @@ class CLIPScore:
                     f"{self.members[0]}: its files changed after they were loaded ({names}); load it again"
                 )
             settings = {
-                "verifier": "clip_score",
+                "verifier": self.name,
                 "architecture": self.encoder.architecture,
                 "dtype": str(self.dtype),
-                "preprocess": self.encoder.preprocess.settings(),
+                "preprocess": self.preprocess.settings(),
             }
-            self._identity = f"clip_score:{content_hash(self.encoder.files, settings)}"
+            self._identity = f"{self.name}:{content_hash(self.encoder.files, settings)}"
         return self._identity
 
     @torch.no_grad()
@@ -89,11 +109,11 @@ class CLIPScore:
         values = [
             self.image_features(image) @ self.prompt_features(p) for image, p in zip(images, prompts, strict=True)
         ]
-        return 100 * torch.stack(values)[:, None] if values else torch.zeros(0, 1)
+        return self.factor * torch.stack(values)[:, None] if values else torch.zeros(0, 1)
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """The unit embedding of one image [H, W, 3], float32 [D] on the CPU."""
-        pixels = self.encoder.preprocess(image.to(self._device(), torch.float32))
+        pixels = self.preprocess(image.to(self._device(), torch.float32))
         return _unit(self.encoder.encode_image(pixels.to(self.dtype)))
 
     def prompt_features(self, prompt: str) -> torch.Tensor:
@@ -115,6 +135,9 @@ class CLIPScore:
         if len(self._prompts) > MAX_PROMPTS:
             self._prompts.popitem(last=False)
         return features
+
+    def _usual_range(self) -> tuple[float, float]:
+        return (-5.0, 20.0) if self.encoder.sigmoid else (15.0, 40.0)
 
     def _device(self) -> torch.device:
         return next(self.module.parameters()).device

@@ -40,7 +40,8 @@ class DualEncoder:
 
     encode_image: float [1, 3, h, w] in the module's dtype -> [1, D]. encode_text: ids [1, L] -> [1, D].
     tokenize: text -> (ids [1, L], how many tokens the whole text has). architecture: what was
-    chosen beyond what the files say, "" for a folder. files: all that determine the result.
+    chosen beyond what the files say, "" for a folder. scale: exp(logit_scale), the factor of the cosines in training.
+    files: all that determine the result.
     """
 
     module: torch.nn.Module
@@ -51,6 +52,7 @@ class DualEncoder:
     context_length: int
     architecture: str
     sigmoid: bool
+    scale: float
     files: tuple[Path, ...]
 
 
@@ -182,6 +184,7 @@ def _open_clip_encoder(
         context_length=context_length,
         architecture=architecture,
         sigmoid=model_cfg.get("init_logit_bias") is not None,
+        scale=_scale(model),
         files=files,
     )
 
@@ -296,8 +299,14 @@ def _transformers_encoder(
         context_length=model.config.text_config.max_position_embeddings,
         architecture=architecture,
         sigmoid=model.config.model_type == "siglip",
+        scale=_scale(model),
         files=files,
     )
+
+
+def _scale(model: Any) -> float:
+    """exp(logit_scale) in float64, taken before the model may be brought into half precision."""
+    return float(model.logit_scale.detach().double().exp().reshape(-1)[0])
 
 
 def _embedding(output: Any) -> torch.Tensor:
@@ -696,10 +705,15 @@ def _file_and_tokenizer(path: Path, config: Mapping[str, Any]) -> tuple[Path, ..
     return (path, *(_setting_files(path.parent) if config["text_cfg"].get("hf_tokenizer_name") else ()))
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the files of a tokenizer lie in the folder."""
+    files = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+    return any((folder / name).is_file() for name in files)
+
+
 def _check_tokenizer(folder: Path, named: str) -> None:
     """A missing tokenizer would be looked up on the internet by name."""
-    files = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-    if not any((folder / name).is_file() for name in files):
+    if not has_tokenizer(folder):
         raise VerifierError(
             f"{folder} has no tokenizer ({named}); put tokenizer.json and tokenizer_config.json (or vocab.json and "
             "merges.txt) from the model's repository beside the weights"

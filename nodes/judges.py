@@ -1,0 +1,55 @@
+"""Loaders of the judges that were trained on people's taste."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host.folders import clip_choices
+from ..host.verifier import PRECISIONS, load_pickscore
+from . import types
+
+
+def _model_input(first: str, tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input("model_name", options=clip_choices(first), tooltip=f"{tooltip} Nothing is downloaded.")
+
+
+def _precision_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "precision",
+        options=list(PRECISIONS),
+        default="auto",
+        tooltip="How the towers compute; the similarity itself is always fp32. Auto: what the GPU is good at (fp16, "
+        "else bf16), fp32 on the CPU.",
+    )
+
+
+def _output() -> io.Output:
+    return types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")
+
+
+class PickScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchPickScore",
+            display_name="PickScore",
+            category=types.CATEGORY,
+            description="Verifier: which image of the prompt people would pick, as PickScore v1 learned it.",
+            search_aliases=["verifier", "pick a pic", "human preference", "reward"],
+            inputs=[
+                _model_input(
+                    "pick",
+                    "PickScore v1, from models/verifiers: a folder with config.json and model.safetensors of "
+                    "yuvalkirstain/PickScore_v1 (MIT licence, 3.94 GB), or model.safetensors alone.",
+                ),
+                _precision_input(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, model_name, precision) -> io.NodeOutput:
+        return io.NodeOutput(load_pickscore(model_name, precision))
+
+
+NODES = [PickScore]
