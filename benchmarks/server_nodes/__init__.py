@@ -154,11 +154,11 @@ def calls_alone(seconds, model, x, sigmas, extra_args=None, callback=None, disab
     ones = x.new_ones([x.shape[0]])
     model(x, sigmas[0] * ones, **extra_args)
     synchronise(x)
-    start = time.perf_counter()
+    start = clock.now()
     for sigma in sigmas[:-1]:
         model(x, sigma * ones, **extra_args)
     synchronise(x)
-    seconds.append(time.perf_counter() - start)
+    seconds.append(clock.now() - start)
     return x
 
 
@@ -198,9 +198,12 @@ class Clock:
 
     def __init__(self) -> None:
         self.why, self.phases, self.mark = ["candidates"], [], 0.0
-        self.reset()
+        self.reset("wall")
 
-    def reset(self) -> None:
+    def reset(self, kind: str) -> None:
+        """kind: "wall" time or the "processor" time of the whole process."""
+        self.now = time.process_time if kind == "processor" else time.perf_counter
+        self.start = self.now()
         self.seconds: dict[tuple[str, str], float] = defaultdict(float)
         self.runs: list[tuple[str, int, int]] = []  # of the sampler: why, rows, steps
 
@@ -225,7 +228,7 @@ class Clock:
             self.why.pop()
 
     def _turn(self) -> None:
-        now = time.perf_counter()
+        now = self.now()
         if self.phases:
             self.seconds[self.why[-1], self.phases[-1]] += now - self.mark
         self.mark = now
@@ -301,15 +304,16 @@ vram = VRAM()
 
 @PromptServer.instance.routes.get("/noise_search_benchmark/measured")
 async def measured(request):
-    """What the prompts since the last call took, and a new start."""
+    """What the prompts since the last call took, and a new start with the asked `kind` of time."""
     install()
     answer = {
+        "all": clock.now() - clock.start,
         "seconds": [[*key, value] for key, value in clock.seconds.items()],
         "runs": clock.runs,
         "vram": vram.peak,
         "device": mm.get_torch_device_name(mm.get_torch_device()),
     }
-    clock.reset()
+    clock.reset(request.query.get("kind", "wall"))
     vram.reset()
     return web.json_response(answer)
 
