@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import _pack
 
@@ -23,8 +24,8 @@ def comfy_server(*arguments: str, threads: int | None = None, gpu: bool = False,
     """A running server with the pack and the benchmarks' own nodes; `prepare(home)` may fill its folders before."""
     if "COMFYUI_PATH" not in os.environ:
         raise SystemExit("Set COMFYUI_PATH to a ComfyUI folder: the benchmark runs inside it.")
-    os.environ["OMP_NUM_THREADS"] = str(threads or os.cpu_count() or 1)
-    with TemporaryDirectory() as folder:
+    ours = {"OMP_NUM_THREADS": str(threads or os.cpu_count() or 1)}
+    with TemporaryDirectory() as folder, mock.patch.dict(os.environ, ours):
         server = ComfyServer(Path(os.environ["COMFYUI_PATH"]), Path(folder), *arguments)
         (server.home / "custom_nodes" / "noise-search-benchmarks").symlink_to(SERVER_NODES, target_is_directory=True)
         if gpu:

@@ -286,10 +286,13 @@ class VRAM:
 
     def __init__(self) -> None:
         self.peak = 0
-        if torch.cuda.is_available() and not mm.cpu_mode():
+        self.there = torch.cuda.is_available() and not mm.cpu_mode()
+        if self.there:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def reset(self) -> None:
+        if self.there:
+            torch.cuda.empty_cache()  # what an earlier prompt had does not count
         self.peak = 0
 
     def _watch(self) -> None:
