@@ -14,8 +14,9 @@ import torch
 from ..verifiers import registry
 from ..verifiers.base import Verifier, VerifierError
 from ..verifiers.clip_files import DualEncoder
+from ..verifiers.hps import FILES as HPS_FILES
 from ..verifiers.pickscore import FILES as PICKSCORE_FILES
-from ..verifiers.weights import file_stamp
+from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp
 from .folders import clip_model_path
 from .memory import is_oom
 
@@ -152,7 +153,12 @@ def load_clip_score(model_name: str, precision: str = "auto", architecture: str 
 
 def load_pickscore(model_name: str, precision: str = "auto") -> HostedVerifier:
     """PickScore from an entry of `folders.clip_choices`. Two loads of one file share one network."""
-    return _shared("pickscore", clip_model_path(model_name, PICKSCORE_FILES), Path(model_name).stem, precision)
+    return _shared("pickscore", clip_model_path(model_name, PICKSCORE_FILES), _label(model_name), precision)
+
+
+def load_hps(model_name: str, precision: str = "auto") -> HostedVerifier:
+    """HPS v2 or v2.1 from an entry of `folders.clip_choices`. Two loads of one file share one network."""
+    return _shared("hps", clip_model_path(model_name, HPS_FILES), _label(model_name), precision)
 
 
 def load_demo_verifier() -> HostedVerifier:
@@ -185,6 +191,12 @@ def _shared(
         hosted = HostedVerifier(kind(encoder, label, dtype, **settings))
         _loaded[key], _encoders[network] = hosted, encoder
     return hosted
+
+
+def _label(name: str) -> str:
+    """The name of a file or folder, without the suffix of a weight file."""
+    path = Path(name)
+    return path.stem if path.suffix.lower() in WEIGHT_SUFFIXES else path.name
 
 
 def _passes(error: Exception) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.folders import clip_choices
-from ..host.verifier import PRECISIONS, load_pickscore
+from ..host.verifier import PRECISIONS, load_hps, load_pickscore
 from . import types
 
 
@@ -52,4 +52,29 @@ class PickScore(io.ComfyNode):
         return io.NodeOutput(load_pickscore(model_name, precision))
 
 
-NODES = [PickScore]
+class HPS(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchHPS",
+            display_name="HPS v2",
+            category=types.CATEGORY,
+            description="Verifier: which image of the prompt people would prefer, as HPS v2 or v2.1 learned it.",
+            search_aliases=["verifier", "hps", "hpsv2", "human preference score", "reward"],
+            inputs=[
+                _model_input(
+                    "hps",
+                    "HPS, from models/verifiers: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2 "
+                    "(Apache-2.0 licence, 1.97 GB each).",
+                ),
+                _precision_input(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, model_name, precision) -> io.NodeOutput:
+        return io.NodeOutput(load_hps(model_name, precision))
+
+
+NODES = [PickScore, HPS]

@@ -19,7 +19,12 @@ def tiny_pickscore(folder):
     return registry.get("pickscore").load(folder)
 
 
-TINY = {"clip_score": tiny_clip_score, "pickscore": tiny_pickscore}
+def tiny_hps(folder):
+    tiny_clips.save_open_clip_folder(folder)
+    return registry.get("hps").load(folder)
+
+
+TINY = {"clip_score": tiny_clip_score, "hps": tiny_hps, "pickscore": tiny_pickscore}
 
 
 def test_every_verifier_is_tested():

@@ -390,6 +390,11 @@ def _load_open_clip_file(open_clip: Any, path: Path, state: dict, architecture: 
         matching = [name for name in open_clip.list_models() if _matches(open_clip, name, state)]
         name = _with_activation(open_clip, _one_architecture(path, matching, state), path, state, default_openai=False)
     config = open_clip.get_model_config(name)
+    if architecture:
+        with torch.device("meta"):  # filling the real thing with random values takes a while, so compare shapes first
+            shapes = _build_open_clip(config, path).state_dict()
+        if problem := _difference(shapes, _open_clip_names(state, shapes)):
+            raise VerifierError(f"{path} does not fit its architecture {name}: {problem}")
     model = _build_open_clip(config, path)
     _fill_open_clip(model, state, path)
     return _open_clip_encoder(

@@ -21,7 +21,8 @@ class Preprocess:
 
     size: (height, width) of the result. resize_mode: "shortest" (the shortest edge to `edge` or else to the size, then
     centre crop), "longest" (the longest edge fits, the rest filled with black before normalising), "squash" (both
-    edges, aspect ratio lost). interpolation: "bicubic" or "bilinear", antialiased.
+    edges, aspect ratio lost). interpolation: "bicubic" or "bilinear", antialiased. eight_bit: as PIL resizes, or else
+    as torchvision resizes a float tensor: both ways at once, and values that bicubic takes outside of 0..1 stay.
 
     As PIL does, it resizes first across and then down, antialiased and back to 8-bit steps each time. From an 8-bit
     image the pixels before normalising are those of the PIL pipeline, but for 3 in 100 at most that are 1/255 or 2/255
@@ -34,6 +35,7 @@ class Preprocess:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     edge: int | None = None
+    eight_bit: bool = True
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """image: float [H, W, 3] in 0..1. Returns float32 [1, 3, height, width], normalised."""
@@ -46,10 +48,10 @@ class Preprocess:
                 f"an image of {width}x{height} pixels is too long and narrow to score: it would be resized to "
                 f"{target[1]}x{target[0]} before its centre is cut out; crop it first"
             )
-        for step in ((height, target[1]), target):
+        for step in ((height, target[1]), target) if self.eight_bit else (target,):
             if step != tuple(pixels.shape[2:]):
                 pixels = interpolate(pixels, step, mode=self.interpolation, antialias=True, align_corners=False)
-                pixels = (pixels.clamp(0, 1) * 255).round() / 255
+                pixels = (pixels.clamp(0, 1) * 255).round() / 255 if self.eight_bit else pixels
         pixels = self._centre(pixels)
         mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
         std = torch.tensor(self.std, device=pixels.device)[:, None, None]
