@@ -2,7 +2,7 @@
 
 A row of a batch differs from the same candidate alone by rounding only, if nothing in the model or the sampler looks
 across rows. So batches are for samplers without noise of their own and with fixed steps, for conditioning without
-rows; a probe of two steps compares one row with its solo run before the first batch; and the winner is rendered once
+rows; a draft of two steps compares one row with its solo run before the first batch; and the winner is rendered once
 more alone. What fails in a batch is tried alone: batches must not break what works without them.
 """
 
@@ -25,10 +25,10 @@ from .sampling import Sampling
 
 LARGEST = 8
 WORTH = 0.85  # of the time alone that a row in a batch may take; more does not pay for rendering the winner again
-SAME = 0.01  # how far a row may be from its solo run after the probe, in the largest value of its own
-SAME_X0 = 0.05  # the same for its x0 prediction, in root mean squares: early steps hardly move the row itself
+PROBE_STEPS = 2
+SAME = 0.03  # how far a row may be from its solo run after the probe, both as root mean squares
 FREE_SHARE = 0.7  # of the free memory
-FEWEST_CANDIDATES = 8  # with fewer, the probe and the winner's second render cost what batches save
+EXTRA_SHARE = 0.15  # of the budget: what the probe and the winner's second render may take; batches must earn it back
 ADAPTIVE_SAMPLERS = ("dpm_adaptive", "ode")  # choose their steps by the whole batch
 T = TypeVar("T")
 log_to_console = logging.getLogger(__name__)
@@ -59,10 +59,9 @@ class Batches:
         self.extra_nfe, self.extra_seconds = 0, 0.0
         why = obstacle(sampling)
         if why is None and self.automatic:
-            if candidates < FEWEST_CANDIDATES:
-                why = "there are few candidates"
-            else:
-                self.size = min(self.size, fitting(sampling))
+            self.size = min(self.size, fitting(sampling))
+            if 2 + 2 * self.size + sampling.steps > EXTRA_SHARE * candidates * sampling.steps:
+                why = "the search is too small for it to pay"
         if why is not None and self.size > 1:
             if not self.automatic:
                 log_to_console.warning("Noise Search: batch_size %d is not used: %s", wanted, why)
@@ -110,23 +109,24 @@ class Batches:
         return None
 
     def _probe(self, sampling: Sampling, part: Sequence[Recipes]) -> None:
-        """Two steps of one candidate alone and of all together: is a row the same, and is it faster?
+        """A draft of two steps of one candidate alone and of all together: is a row the same, and is it faster?
 
-        The last row: a sampler that draws noise without our knowing gives the first one what it gets alone.
+        A draft, as the first steps of the full schedule hardly move a row. The last row, as a sampler that draws noise
+        without our knowing gives the first one what it gets alone.
         """
+        sampling = sampling.coarser(min(PROBE_STEPS, sampling.steps))
         before, started = sampling.evaluations.rows, time.perf_counter()
-        solo = self.patiently(sampling, partial(_two_steps, sampling, part[-1:]))
+        solo = self.patiently(sampling, partial(_draft, sampling, part[-1:]))
         self._extra(sampling, before, started)
         before, started = sampling.evaluations.rows, time.perf_counter()
-        batch = self._attempt(sampling, part, partial(_two_steps, sampling, part))
+        batch = self._attempt(sampling, part, partial(_draft, sampling, part))
         if batch is None:
             return  # with half as many, once more
         self._extra(sampling, before, started)
         self.probed = True
-        apart = _largest(batch.samples[-1:], solo.samples)
-        apart_x0 = 0.0 if batch.x0 is None or solo.x0 is None else _rms(batch.x0[-1:], solo.x0)
-        if not (apart < SAME and apart_x0 < SAME_X0):
-            self._give_up(f"in a batch they influence each other (their x0 differs by {apart_x0:.2g} from that alone)")
+        apart = _difference(batch.samples[-1:], solo.samples)
+        if not apart < SAME:
+            self._give_up(f"in a batch they influence each other (a draft differs by {apart:.2g} from that alone)")
         elif self.automatic and batch.seconds / len(part) > WORTH * solo.seconds:
             self.size = 1
 
@@ -181,8 +181,10 @@ def obstacle(sampling: Sampling) -> str | None:
         return "the sampler chooses its steps by the whole batch"
     if getattr(sampling.sampler, "inpaint_options", {}).get("random") and sampling.latent.get("noise_mask") is not None:
         return "the sampler draws the noise outside of the mask for the whole batch"
-    if sampling.steps < 2:
+    if sampling.steps < PROBE_STEPS:
         return "there are too few steps"
+    if any("cache" in str(key).lower() for key in sampling.guider.model_options.get("transformer_options", {})):
+        return "a cache of the model (EasyCache, LazyCache, TeaCache) decides by the whole batch which steps to skip"
     if _has_rows(getattr(sampling.guider, "original_conds", None)) or _has_rows(sampling.latent.get("noise_mask")):
         return "the conditioning or the mask has a row for each item of a batch"
     return None
@@ -199,15 +201,14 @@ def fitting(sampling: Sampling) -> int:
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """samples and x0 prediction after two steps, and the seconds of the second: the first may load the model."""
+class _Draft:
+    """Samples, and the seconds of the second step: the first may load the model."""
 
     samples: torch.Tensor
-    x0: torch.Tensor | None
     seconds: float
 
 
-def _two_steps(sampling: Sampling, candidates: Sequence[Recipes]) -> _Probe:
+def _draft(sampling: Sampling, candidates: Sequence[Recipes]) -> _Draft:
     ends = [time.perf_counter()]
 
     def stamp(step: int, x0: Any, x: Any, total_steps: int) -> None:
@@ -215,27 +216,17 @@ def _two_steps(sampling: Sampling, candidates: Sequence[Recipes]) -> _Probe:
         ends.append(time.perf_counter())
 
     noise, latent = _joined(sampling, candidates)
-    samples, x0 = sampling.run(noise, latent, sampling.sigmas[:3], candidates[0][0].seed, stamp)
+    samples, _ = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, stamp)
     ends.append(time.perf_counter())
-    return _Probe(samples, x0, ends[2] - ends[1] if len(ends) > 3 else ends[-1] - ends[0])
+    return _Draft(samples, ends[2] - ends[1] if len(ends) > 3 else ends[-1] - ends[0])
 
 
-def _largest(row: torch.Tensor, solo: torch.Tensor) -> float:
-    """The largest difference, by the largest value."""
-    row, solo = _numbers(row, solo)
-    return float((row - solo).abs().max() / solo.abs().max().clamp(min=1e-12))
-
-
-def _rms(row: torch.Tensor, solo: torch.Tensor) -> float:
-    """The difference, by the size, both as root mean squares."""
-    row, solo = _numbers(row, solo)
-    return float((row - solo).square().mean().sqrt() / solo.square().mean().sqrt().clamp(min=1e-12))
-
-
-def _numbers(row: torch.Tensor, solo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both with 0 for what is no number in both: a broken candidate says nothing against batches."""
+def _difference(row: torch.Tensor, solo: torch.Tensor) -> float:
+    """By the size, both as root mean squares. What is no number in both counts as 0: a broken candidate says nothing
+    against batches."""
     broken = ~torch.isfinite(row) & ~torch.isfinite(solo)
-    return row.float().masked_fill(broken, 0.0), solo.float().masked_fill(broken, 0.0)
+    row, solo = row.float().masked_fill(broken, 0.0), solo.float().masked_fill(broken, 0.0)
+    return float((row - solo).square().mean().sqrt() / solo.square().mean().sqrt().clamp(min=1e-12))
 
 
 def _joined(sampling: Sampling, candidates: Sequence[Recipes]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import tiny_models
+from comfy_extras import nodes_easycache, nodes_mahiro
 from noise_search.host import batching
 from noise_search.host import engine as engines
 from noise_search.host.batching import Batches
@@ -213,6 +214,10 @@ def hinted(rows: int) -> list:
     )[0]
 
 
+def lazy(demo):
+    return nodes_easycache.LazyCacheNode.execute(demo.model, 0.2, 0.15, 0.95, False).args[0]
+
+
 OBSTACLES = {
     "latent batch": (lambda demo: sampling_of(demo, latent=empty(2)), "a batch itself"),
     "batch_index": (lambda demo: sampling_of(demo, latent={**empty(), "batch_index": [2]}), "a batch itself"),
@@ -230,6 +235,7 @@ OBSTACLES = {
         lambda demo: sampling_of(demo, latent=with_image(noise_mask=masks(2)), denoise=0.7),
         "a row for each",
     ),
+    "LazyCache": (lambda demo: sampling_of(demo, model=lazy(demo), steps=12), "which steps to skip"),
     "ControlNet hint with rows": (lambda demo: tiny_sampling("sd15", positive=hinted(2)), "a row for each"),
 }
 
@@ -344,16 +350,25 @@ def test_batch_size_1_is_one_at_a_time(demo, warnings):
     assert log.extra_nfe == 0 and not warnings()
 
 
-@pytest.mark.parametrize(("candidates", "largest"), [(7, 1), (8, 7)])
-def test_by_itself_only_a_longer_search_has_batches(demo, fast, warnings, candidates, largest):
-    sampling = sampling_of(demo)
-    rows = sizes(sampling)
-    run(sampling, batch_size=0, candidates=candidates)
-    assert max(rows) == largest
+@pytest.fixture
+def short(monkeypatch):
+    """Batches also for searches that are too short for them to pay."""
+    monkeypatch.setattr(batching, "EXTRA_SHARE", 10.0)
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+def test_by_itself_a_search_has_batches_only_where_little_is_spent_beyond_its_budget(demo, warnings, steps):
+    batched = []
+    for candidates in range(1, 40):
+        batches = Batches(sampling_of(demo, steps=steps), 0, candidates)
+        extra = 2 * (1 + batches.size) + steps
+        assert batches.size == 1 or extra <= batching.EXTRA_SHARE * candidates * steps
+        batched.append(batches.size > 1)
+    assert batched == sorted(batched) and batched[-1]
     assert not warnings()
 
 
-def test_by_itself_a_search_has_no_batches_that_are_not_faster(demo, monkeypatch):
+def test_by_itself_a_search_has_no_batches_that_are_not_faster(demo, short, monkeypatch):
     monkeypatch.setattr(batching, "WORTH", 0.0)
     sampling = sampling_of(demo)
     rows = sizes(sampling)
@@ -369,14 +384,14 @@ def has_free(monkeypatch, memory: float) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_by_itself_a_batch_takes_as_many_as_fit_in_memory(demo, monkeypatch, size):
+def test_by_itself_a_batch_takes_as_many_as_fit_in_memory(demo, short, monkeypatch, size):
     sampling = sampling_of(demo)
     needed = sampling.model.model.memory_required([2 * size, 16, 8, 8])
     has_free(monkeypatch, 1.01 * needed / batching.FREE_SHARE)
     assert Batches(sampling, 0, 16).size == size
 
 
-def test_a_search_by_itself_has_batches_of_that_size(demo, fast, monkeypatch):
+def test_a_search_by_itself_has_batches_of_that_size(demo, fast, short, monkeypatch):
     monkeypatch.setattr(batching, "fitting", lambda sampling: 4)
     sampling = sampling_of(demo)
     rows = sizes(sampling)
@@ -434,6 +449,17 @@ def test_a_patch_that_mixes_rows_is_found_before_the_first_batch(demo, warnings)
     assert any("in a batch they influence each other" in text for text in warnings())
 
 
+@pytest.mark.parametrize("steps", [8, 30])
+def test_a_patch_that_mixes_rows_a_little_is_found_however_many_steps_there_are(demo, warnings, steps):
+    """Mahiro takes the mean over the batch of how alike conditional and unconditional predictions are."""
+    model = nodes_mahiro.Mahiro.execute(demo.model).args[0]
+    sampling = sampling_of(demo, latent={"samples": torch.zeros(1, 16, 16, 16)}, model=model, steps=steps)
+    batches, candidates = Batches(sampling, 4, 16), [(Recipe.from_seed(seed),) for seed in range(4)]
+    batches._probe(sampling, candidates)
+    assert batches.size == 1
+    assert any("in a batch they influence each other" in text for text in warnings())
+
+
 def test_an_attention_patch_that_mixes_rows_is_found_before_the_first_batch(warnings):
     setup = setup_of(tiny_models.sd15())
     model = setup.model.clone()
@@ -470,7 +496,7 @@ def test_mixing_that_begins_late_is_a_warning_in_the_report(demo):
         def score(self, images, prompts):
             return -super().score(images, prompts)
 
-    model = mixing(demo, below=0.8)
+    model = mixing(demo, below=0.6)  # the last step; the draft of the probe ends with one at 0.75
     result = run(sampling_of(demo, model=model), Calm())
     assert result.log.best().together
     [warning] = [text for text in result.log.to_dict()["warnings"] if "alone than in its batch" in text]
