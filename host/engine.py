@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -146,11 +146,9 @@ class ComfyEngine:
         else:
             sampled = self.batches.sample(self.sampling, chunk, self.on_step)
         self.books.add("sample", sum(one.seconds for one in sampled))
-        images: Iterable[Decoded] = map(self._decode, [one.latent for one in sampled])
-        if self.swaps:
-            images = list(images)
-        for recipes, one, shown in zip(chunk, sampled, images, strict=True):
-            yield self._answer(recipes, one, shown)
+        decoded = [self._decode(one.latent) for one in sampled] if self.swaps else []
+        for recipes, one in zip(chunk, sampled, strict=True):
+            yield self._answer(recipes, one, decoded.pop(0) if decoded else self._decode(one.latent))
 
     def _follow(self, recipes: Recipes) -> Sampled:
         """A trajectory with jumps."""

@@ -23,7 +23,7 @@ TEXT_WIDTH = 52  # characters that fit on a node of usual width
 
 def to_pil(image: torch.Tensor) -> Image.Image:
     """[H, W, 3 or more] float in 0..1 -> a Pillow image."""
-    pixels = image[..., :3].detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    pixels = image[..., :3].detach().float().clamp(0, 1).mul_(255).round_().to("cpu", torch.uint8)
     return Image.fromarray(pixels.numpy())
 
 
