@@ -8,11 +8,15 @@ from pathlib import Path, PurePosixPath
 
 import folder_paths
 
+from ..verifiers.aesthetic import FILES as HEAD_FILES
 from ..verifiers.base import VerifierError
 from ..verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from ..verifiers.weights import WEIGHT_SUFFIXES
 
 FOLDER = "verifiers"
+HEADS = "aesthetic"
+HEAD_BYTES = 64 * 2**20  # the published heads have 4 MB at most; whole models lie in the same folders
+NO_HEAD = "(none found: put an aesthetic head into models/aesthetic)"
 NO_MODEL = "(none found: put a CLIP model into models/verifiers)"
 A_CLIP = (
     "Make a folder there, such as ViT-B-32, and put open_clip_config.json and open_clip_model.safetensors of "
@@ -21,8 +25,10 @@ A_CLIP = (
 
 
 def register_folders() -> None:
-    """Makes `models/verifiers` known to ComfyUI, beside what extra_model_paths.yaml says. Safe to repeat."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    """Makes `models/verifiers` and `models/aesthetic` known to ComfyUI, beside what extra_model_paths.yaml says. Safe
+    to repeat."""
+    for folder in (FOLDER, HEADS):
+        folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
 
 
 def clip_choices(first: str = "") -> list[str]:
@@ -52,6 +58,46 @@ def clip_model_path(name: str, files: str = A_CLIP) -> Path:
     if found:
         raise VerifierError(f"no CLIP model {name!r} in {where}; found: {', '.join(sorted(found))}")
     raise VerifierError(f"no CLIP model found in {where}. {files}. Nothing is downloaded by itself")
+
+
+def head_choices() -> list[str]:
+    """The small weight files in `models/aesthetic` and `models/verifiers`, by path with forward slashes. Never empty,
+    as `clip_choices`."""
+    return sorted(_heads()) or [NO_HEAD]
+
+
+def head_path(name: str) -> Path:
+    """The file of an entry of `head_choices`. Raises VerifierError on any other name, `..` included."""
+    found = _heads()
+    if name in found:
+        return found[name]
+    where = " or ".join([*folder_paths.get_folder_paths(HEADS), *folder_paths.get_folder_paths(FOLDER)])
+    close = difflib.get_close_matches(name, found, n=1)
+    if close:
+        raise VerifierError(f"no aesthetic head {name!r} in {where}; did you mean {close[0]!r}?")
+    listed = f"found: {', '.join(sorted(found))}" if found else "found none"
+    raise VerifierError(
+        f"no aesthetic head {name!r} in {where}; {listed}. {HEAD_FILES}. Nothing is downloaded by itself"
+    )
+
+
+def clip_vision_files() -> list[Path]:
+    """The .safetensors files of ComfyUI's own `clip_vision` folders."""
+    names = [name for name in folder_paths.get_filename_list("clip_vision") if name.endswith(".safetensors")]
+    paths = [folder_paths.get_full_path("clip_vision", name) for name in sorted(names)]
+    return [Path(path) for path in paths if path is not None]
+
+
+def _heads() -> dict[str, Path]:
+    """Entry -> file. What is in `models/aesthetic` goes before a file of the same name in `models/verifiers`."""
+    register_folders()
+    heads = {}
+    for folder in (FOLDER, HEADS):
+        for name in folder_paths.get_filename_list(folder):
+            path = folder_paths.get_full_path(folder, name)
+            if path and Path(name).suffix.lower() in WEIGHT_SUFFIXES and os.path.getsize(path) <= HEAD_BYTES:
+                heads[name.replace("\\", "/")] = Path(path)
+    return heads
 
 
 def _found() -> dict[str, str]:

@@ -12,12 +12,14 @@ import comfy.model_patcher
 import torch
 
 from ..verifiers import registry
+from ..verifiers.aesthetic import POOLING, ImageTower
 from ..verifiers.base import Verifier, VerifierError
 from ..verifiers.clip_files import DualEncoder
 from ..verifiers.hps import FILES as HPS_FILES
 from ..verifiers.pickscore import FILES as PICKSCORE_FILES
-from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp
-from .folders import clip_model_path
+from ..verifiers.preprocess import Preprocess
+from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
+from .folders import clip_model_path, clip_vision_files, head_path
 from .memory import is_oom
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -159,6 +161,61 @@ def load_pickscore(model_name: str, precision: str = "auto") -> HostedVerifier:
 def load_hps(model_name: str, precision: str = "auto") -> HostedVerifier:
     """HPS v2 or v2.1 from an entry of `folders.clip_choices`. Two loads of one file share one network."""
     return _shared("hps", clip_model_path(model_name, HPS_FILES), _label(model_name), precision)
+
+
+def load_aesthetic(clip_vision: Any, head_name: str) -> HostedVerifier:
+    """Aesthetic from an entry of `folders.head_choices` on a CLIP_VISION, whose network it shares."""
+    path = head_path(head_name)
+    tower = image_tower(clip_vision)
+    verifier = registry.get("aesthetic").load(path, tower, _label(head_name))
+    return HostedVerifier(verifier, patcher=clip_vision.patcher)
+
+
+def image_tower(clip_vision: Any) -> ImageTower:
+    """What ComfyUI's CLIP Vision loader gives, as the tower of a verifier. Raises VerifierError on anything else."""
+    config = getattr(clip_vision, "config", None)
+    if not isinstance(config, dict) or not hasattr(clip_vision, "patcher") or "hidden_size" not in config:
+        raise VerifierError(
+            f"clip_vision is {type(clip_vision).__name__}; connect ComfyUI's Load CLIP Vision (CLIPVisionLoader)"
+        )
+    size, siglip = clip_vision.image_size, clip_vision.model_type == "siglip_vision_model"
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return clip_vision.model(pixel_values=pixels, intermediate_output=-2)[2]
+
+    return ImageTower(
+        module=clip_vision.model,
+        encode=encode,
+        device=lambda: clip_vision.load_device,
+        preprocess=Preprocess(
+            size=(size, size),
+            resize_mode="squash" if siglip else "shortest",
+            mean=tuple(clip_vision.image_mean),
+            std=tuple(clip_vision.image_std),
+        ),
+        width=int(config.get("projection_dim") or config["hidden_size"]),
+        siglip=siglip,
+        heads=config["num_attention_heads"],
+        pooling=_pooling(clip_vision) if siglip else None,
+    )
+
+
+# Tensors that tell one SigLIP from another.
+_TELLING = ("vision_model.post_layernorm.weight", "vision_model.embeddings.position_embedding.weight")
+
+
+def _pooling(clip_vision: Any) -> dict[str, torch.Tensor]:
+    """SigLIP's pooling layer, which ComfyUI does not keep: from the file with this tower's weights. Empty without."""
+    mine = {name: value for name, value in clip_vision.get_sd().items() if name in _TELLING}
+    for path in clip_vision_files():
+        state = read_tensors(path, POOLING, _TELLING)
+        if all(name in state and name in mine and _same(state[name], mine[name]) for name in _TELLING):
+            return {name.removeprefix(POOLING): value for name, value in state.items() if name.startswith(POOLING)}
+    return {}
+
+
+def _same(stored: torch.Tensor, used: torch.Tensor) -> bool:
+    return stored.shape == used.shape and torch.equal(stored.to(used.dtype).float(), used.detach().cpu().float())
 
 
 def load_demo_verifier() -> HostedVerifier:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.folders import clip_choices
-from ..host.verifier import PRECISIONS, load_hps, load_pickscore
+from ..host.folders import clip_choices, head_choices
+from ..host.verifier import PRECISIONS, load_aesthetic, load_hps, load_pickscore
 from . import types
 
 
@@ -77,4 +77,34 @@ class HPS(io.ComfyNode):
         return io.NodeOutput(load_hps(model_name, precision))
 
 
-NODES = [PickScore, HPS]
+class Aesthetic(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchAesthetic",
+            display_name="Aesthetic Score",
+            category=types.CATEGORY,
+            description="Verifier: how much people like the look of an image, whatever the prompt: LAION v1, v2, V2.5.",
+            search_aliases=["verifier", "aesthetic", "laion", "siglip", "beauty"],
+            inputs=[
+                io.ClipVision.Input(
+                    "clip_vision",
+                    tooltip="The image tower that the head was trained on, from Load CLIP Vision: OpenAI's CLIP "
+                    "ViT-L/14 for LAION's heads, SigLIP so400m at 384 pixels for V2.5. It is shared, not copied.",
+                ),
+                io.Combo.Input(
+                    "head_name",
+                    options=head_choices(),
+                    tooltip="A head from models/aesthetic or models/verifiers, such as "
+                    "sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 licence). Nothing is downloaded.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision, head_name) -> io.NodeOutput:
+        return io.NodeOutput(load_aesthetic(clip_vision, head_name))
+
+
+NODES = [PickScore, HPS, Aesthetic]

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("comfy_api.latest")
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
-HOST_COMBOS = {"sampler_name", "scheduler", "model_name"}  # their choices come from ComfyUI or the user's folders
+# Their choices come from ComfyUI or the user's folders.
+HOST_COMBOS = {"sampler_name", "scheduler", "model_name", "head_name"}
 
 
 def describe(node) -> dict:

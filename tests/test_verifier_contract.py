@@ -24,7 +24,22 @@ def tiny_hps(folder):
     return registry.get("hps").load(folder)
 
 
-TINY = {"clip_score": tiny_clip_score, "hps": tiny_hps, "pickscore": tiny_pickscore}
+def tiny_aesthetic(folder):
+    from noise_search.verifiers.aesthetic import ImageTower
+    from noise_search.verifiers.preprocess import Preprocess
+
+    model = tiny_clips.open_clip_model().requires_grad_(False)
+    tower = ImageTower(model, model.encode_image, lambda: torch.device("cpu"), Preprocess((32, 32)), width=24)
+    tiny_clips.save_head(folder / "head.pth", "v2", 24)
+    return registry.get("aesthetic").load(folder / "head.pth", tower)
+
+
+TINY = {
+    "aesthetic": tiny_aesthetic,
+    "clip_score": tiny_clip_score,
+    "hps": tiny_hps,
+    "pickscore": tiny_pickscore,
+}
 
 
 def test_every_verifier_is_tested():

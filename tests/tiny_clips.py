@@ -118,6 +118,27 @@ def save_hf_siglip_folder(folder: Path, seed=0) -> torch.nn.Module:
     return model
 
 
+HEADS = {  # layout -> names of the layers, and their widths after the embedding's
+    "v1": ([""], [1]),
+    "v2": ([f"layers.{i}." for i in (0, 2, 4, 6, 7)], [64, 32, 16, 8, 1]),
+    "v2 relu": ([f"layers.{i}." for i in (0, 3, 6, 9, 11)], [64, 32, 16, 8, 1]),
+    "v2.5": ([f"scoring_head.{i}." for i in (0, 2, 4, 6, 8)], [64, 32, 16, 8, 1]),
+}
+
+
+def save_head(path: Path, layout: str, width: int, seed=0) -> dict[str, torch.Tensor]:
+    """An aesthetic head under the names of the published ones; V2.5 in bfloat16, as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    state, before = {}, width
+    for name, after in zip(*HEADS[layout], strict=True):
+        state[f"{name}weight"] = 2 * torch.randn(after, before, generator=generator) * before**-0.5
+        state[f"{name}bias"] = torch.randn(after, generator=generator)
+        before = after
+    state = {key: value.bfloat16() for key, value in state.items()} if layout == "v2.5" else state
+    torch.save(state, path)
+    return state
+
+
 def images(count=4, height=32, width=32, seed=0) -> torch.Tensor:
     """Pictures with 8-bit values: float [count, height, width, 3] in 0..1, smooth shapes with some noise."""
     random = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from .base import VerifierError
 
 # name -> "module:Class" in this package. Adding a verifier is one file and one line here.
 VERIFIERS = {
+    "aesthetic": "aesthetic:Aesthetic",
     "clip_score": "clip:CLIPScore",
     "hps": "hps:HPS",
     "pickscore": "pickscore:PickScore",

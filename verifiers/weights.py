@@ -56,6 +56,33 @@ def content_hash(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([sorted(digests), settings], sort_keys=True).encode()).hexdigest()
 
 
+def tensors_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and values of tensors on any device, as hex text."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path, prefix: str, others: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file whose names start with `prefix` or are among `others`, and only those are read.
+
+    Empty if the file has none with the prefix, or is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    others = set(others)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if not any(name.startswith(prefix) for name in names):
+                return {}
+            return {name: file.get_tensor(name) for name in names if name.startswith(prefix) or name in others}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def file_stamp(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     """(path, size, modification time) of each file: cheap to compare, changes when a file is replaced."""
     stamps = []
