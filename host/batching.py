@@ -88,8 +88,8 @@ class Batches:
     def _attempt(self, sampling: Sampling, part: Sequence[Recipes], work: Callable[[], T]) -> T | None:
         """Some sampling of several candidates at once. None where that does not work; from then on they are fewer.
 
-        Attention patches and the like may not be made for batches. An error that has another cause comes again when
-        the candidates are sampled alone.
+        Attention patches and the like may not be made for batches, nor samplers for a short draft. An error that has
+        another cause comes again when the candidates are sampled alone.
         """
         before, started = sampling.evaluations.rows, time.perf_counter()
         try:
@@ -105,7 +105,7 @@ class Batches:
             mm.soft_empty_cache()
             log_to_console.warning("Noise Search: out of memory with %d candidates at once; now %d", count, self.size)
         else:
-            self._give_up(f"{len(part)} at once failed with {cause}")
+            self._give_up(f"trying {len(part)} at once failed with {cause}")
         return None
 
     def _probe(self, sampling: Sampling, part: Sequence[Recipes]) -> None:
@@ -116,7 +116,9 @@ class Batches:
         """
         sampling = sampling.coarser(min(PROBE_STEPS, sampling.steps))
         before, started = sampling.evaluations.rows, time.perf_counter()
-        solo = self.patiently(sampling, partial(_draft, sampling, part[-1:]))
+        solo = self._attempt(sampling, part, partial(with_memory, partial(_draft, sampling, part[-1:]), "sampling"))
+        if solo is None:  # some samplers want more steps
+            return
         self._extra(sampling, before, started)
         before, started = sampling.evaluations.rows, time.perf_counter()
         batch = self._attempt(sampling, part, partial(_draft, sampling, part))

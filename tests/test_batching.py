@@ -172,6 +172,15 @@ def test_a_row_of_a_batch_is_its_run_alone_or_the_sampler_gets_no_batches(demo, 
         assert benchmark.difference(sampling).latent < BOUND
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_probe_finds_nothing_against_a_sampler_that_gets_batches(demo, warnings, sampler):
+    sampling = sampling_of(demo, sampler)
+    if batching.obstacle(sampling) is None:
+        batches = Batches(sampling, 4, 16)
+        batches._probe(sampling, [(Recipe.from_seed(seed),) for seed in range(4)])
+        assert batches.size == 4 and not warnings()
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "ddim"])
 def test_common_samplers_without_noise_of_their_own_get_batches(demo, sampler):
     assert batching.obstacle(sampling_of(demo, sampler)) is None
@@ -528,6 +537,23 @@ def test_what_fails_in_a_batch_is_sampled_alone(demo, warnings):
     assert torch.equal(result.log.values(), run(sampling_of(demo), batch_size=1).log.values())
     assert result.log.nfe == sampling.evaluations.rows
     assert any("The size of tensor a (8)" in text for text in warnings())
+
+
+def test_a_sampler_that_takes_no_draft_is_not_batched(demo, warnings):
+    euler = comfy.samplers.sampler_object("euler").sampler_function
+
+    def sample_thoroughly(model, x, sigmas, **kwargs):
+        if len(sigmas) < 5:
+            raise ValueError("at least 4 steps, please")
+        return euler(model, x, sigmas, **kwargs)
+
+    def make():
+        sampling = sampling_of(demo)
+        sampling.sampler = comfy.samplers.KSAMPLER(sample_thoroughly)
+        return sampling
+
+    assert_equal(run(make()), run(make(), batch_size=1))
+    assert any("at least 4 steps, please" in text for text in warnings())
 
 
 def test_a_sampler_that_never_calls_back_can_be_batched(demo):
