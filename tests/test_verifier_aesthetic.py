@@ -214,6 +214,7 @@ class TestInComfyUI:
         pytest.importorskip("comfy")
         import folder_paths
 
+        monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
         names = ("aesthetic", "verifiers", "clip_vision")
         for name in names:
             (tmp_path / name).mkdir()

@@ -36,7 +36,8 @@ def model():
 @pytest.fixture
 def checkpoint(model, tmp_path):
     """As published: half precision, in {"state_dict": ...}."""
-    path = tmp_path / "HPS_v2.1_compressed.pt"
+    path = tmp_path / "verifiers" / "HPS_v2.1_compressed.pt"
+    path.parent.mkdir()
     torch.save({"state_dict": {key: value.half() for key, value in model.state_dict().items()}}, path)
     return path
 
@@ -163,9 +164,10 @@ class TestInComfyUI:
         from noise_search.host import folders
 
         monkeypatch.setattr(HPS, "architecture", ARCHITECTURE)
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.FOLDER, ([str(tmp_path)], set()))
+        monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.FOLDER, ([str(tmp_path / "verifiers")], set()))
         folder_paths.filename_list_cache.pop(folders.FOLDER, None)
-        yield tmp_path
+        yield checkpoint.parent
         folder_paths.filename_list_cache.pop(folders.FOLDER, None)
 
     def test_it_equals_comfyuis_own_clip(self, model):

@@ -163,6 +163,7 @@ class TestInComfyUI:
         from noise_search.host import folders
 
         root = tmp_path / "verifiers"
+        monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
         monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.FOLDER, ([str(root)], set()))
         folder_paths.filename_list_cache.pop(folders.FOLDER, None)
         (root / "PickScore_v1").mkdir(parents=True)
