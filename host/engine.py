@@ -300,7 +300,8 @@ def join_rows(rows: Sequence[Any]) -> Any:
 
 def thumbnails(images: Sequence[torch.Tensor]) -> torch.Tensor:
     """uint8 [rows, h, w, 3]: the first frame of each row, longest side THUMBNAIL_SIZE or less."""
-    first = torch.stack([image[0, ..., :3] for image in images]).float().movedim(-1, 1)
+    frames = [image[0, ..., :3] for image in images]
+    first = (torch.stack(frames) if len(frames) > 1 else frames[0][None]).float().movedim(-1, 1)
     scale = min(1.0, THUMBNAIL_SIZE / max(first.shape[-2:]))
     if scale < 1:
         size = [max(1, round(side * scale)) for side in first.shape[-2:]]

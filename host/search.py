@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -167,13 +167,18 @@ def collect(pool: Pool, sampling: Sampling) -> SearchResult:
     return SearchResult(
         latent={**sampling.latent, "samples": join_rows([result.samples for result in best])},
         denoised={**sampling.latent, **sampling.ratios, "samples": join_rows([result.denoised for result in best])},
-        image=torch.cat([result.image for result in best]),
+        image=join_images([result.image for result in best]),
         noise=RecipeNoise(recipes),
         seed=recipes[0].seed,
         recipe=to_json(recipes),
         log=log,
-        top_images=[torch.cat([result.image for result in rank]) for rank in ranks],
+        top_images=[join_images([result.image for result in rank]) for rank in ranks],
     )
+
+
+def join_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One batch; a single image is not copied."""
+    return images[0] if len(images) == 1 else torch.cat(list(images))
 
 
 def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
