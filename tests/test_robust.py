@@ -185,7 +185,7 @@ def test_without_memory_for_the_probe_half_as_many_are_probed():
 def test_without_memory_every_kind_of_sampling_is_done_once_more(name):
     undisturbed = run(algorithm=ALGORITHMS[name])
     calls = undisturbed.log.nfe
-    for call in range(1, calls + 1, 3):
+    for call in range(1, calls + 1, 5):
         sampling = short_of_memory(call)
         result = run(sampling, algorithm=ALGORITHMS[name])
         assert_equal(result, undisturbed)
@@ -561,7 +561,7 @@ def living() -> tuple[int, int, int]:
 
 def a_round() -> None:
     """A search, one that is cancelled, one that fails, one without memory, one with a broken candidate."""
-    few = 4
+    few = 3
     run(batch_size=2, candidates=few)
     sampling = make()
     predict = sampling.guider.predict_noise
