@@ -50,7 +50,6 @@ class ReplayEngine:
     rows = 1
     deterministic = True
     chunk = 1
-    chunk = 1
 
     def __init__(self, rewards: torch.Tensor, members: Sequence[str]):
         self.rewards = rewards

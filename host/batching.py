@@ -195,7 +195,9 @@ def obstacle(sampling: Sampling) -> str | None:
 def fitting(sampling: Sampling) -> int:
     """How many candidates fit in the free memory at once, by ComfyUI's own estimate; a power of two."""
     shape = list(sampling.latent["samples"].shape)
-    free = FREE_SHARE * mm.get_free_memory(sampling.model.load_device)
+    model = sampling.model
+    unloaded = max(model.model_size() - model.loaded_size(), 0)  # what the weights will take before any batch
+    free = FREE_SHARE * (mm.get_free_memory(model.load_device) - unloaded)
     size = LARGEST
     while size > 1 and sampling.model.model.memory_required([2 * size, *shape[1:]]) > free:
         size //= 2

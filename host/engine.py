@@ -69,6 +69,14 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """values: [rows, members]."""
+
+    values: torch.Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Options:
     """batch_size: candidates sampled together, 0 to find out; frames: of a video that the verifier looks at."""
 
@@ -146,9 +154,14 @@ class ComfyEngine:
         else:
             sampled = self.batches.sample(self.sampling, chunk, self.on_step)
         self.books.add("sample", sum(one.seconds for one in sampled))
-        decoded = [self._decode(one.latent) for one in sampled] if self.swaps else []
-        for recipes, one in zip(chunk, sampled, strict=True):
-            yield self._answer(recipes, one, decoded.pop(0) if decoded else self._decode(one.latent))
+        if not self.swaps:
+            for recipes, one in zip(chunk, sampled, strict=True):
+                yield self._answer(recipes, one, self._decode(one.latent))
+            return
+        decoded = [self._decode(one.latent) for one in sampled]
+        scored = self._score_all(decoded)
+        for recipes, one, shown, scores in zip(chunk, sampled, decoded, scored, strict=True):
+            yield self._answer(recipes, one, shown, scores)
 
     def _follow(self, recipes: Recipes) -> Sampled:
         """A trajectory with jumps."""
@@ -200,23 +213,38 @@ class ComfyEngine:
         self.image_bytes = sum(image.numel() * image.element_size() for image in decoded.images)
         return decoded
 
-    def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded) -> Rendered:
+    def _score_all(self, decoded: Sequence[Decoded]) -> list[Scored]:
+        """Scores several candidates, verifier by verifier, so that each network of an ensemble is loaded once."""
+        judges = [judge for judge, _ in getattr(self.verifier, "judges", ((self.verifier, 1.0),))]
+        values: list[list[torch.Tensor]] = [[] for _ in decoded]
+        seconds = [0.0] * len(decoded)
+        for judge in judges:
+            for index, one in enumerate(decoded):
+                start = time.perf_counter()
+                if bad_pixels(one.images, "") is None:
+                    values[index].append(torch.stack([self.judge(image, judge) for image in one.images]))
+                seconds[index] += time.perf_counter() - start
+                self.books.add("score", time.perf_counter() - start)
+        blank = torch.zeros(self.rows, len(self.members))
+        return [
+            Scored(torch.cat(columns, dim=1) if columns else blank, spent)
+            for columns, spent in zip(values, seconds, strict=True)
+        ]
+
+    def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded, scored: Scored | None = None) -> Rendered:
         """Scores one decoded candidate. One whose pixels are no numbers is answered with what is wrong with it."""
-        start = time.perf_counter()
         error = bad_pixels(decoded.images, f"the image of seed {recipes[0].seed}")
-        values = torch.zeros(self.rows, len(self.members))
-        if error is None:
-            values = torch.stack([self.judge(image) for image in decoded.images])
-        scoring = time.perf_counter() - start
-        seconds = {"sample": sampled.seconds, "decode": decoded.seconds}
+        if scored is None:
+            [scored] = self._score_all([decoded])
+        seconds = {"sample": sampled.seconds, "decode": decoded.seconds, "score": scored.seconds}
         self.books.answer(sampled.nfe, seconds)
         images = decoded.images
         return Rendered(
             recipes=recipes,
-            values=values,
+            values=scored.values,
             nfe=sampled.nfe,
             nfe_per_row=sampled.nfe // self.rows,
-            seconds={**seconds, "score": scoring},
+            seconds=seconds,
             results=[
                 Result(take_row(sampled.latent["samples"], row), take_row(sampled.denoised["samples"], row), image)
                 for row, image in enumerate(images)
@@ -226,11 +254,12 @@ class ComfyEngine:
             error=error,
         )
 
-    def judge(self, frames: torch.Tensor) -> torch.Tensor:
+    def judge(self, frames: torch.Tensor, verifier: Any = None) -> torch.Tensor:
         """Values [members] of one image, or the mean over evenly spaced frames of one video. frames: [F, H, W, C]."""
+        verifier = verifier or self.verifier
         picks = torch.linspace(0, len(frames) - 1, min(len(frames), self.options.frames)).round().long()
         frames = frames[picks.to(frames.device)]
-        score = lambda: self.verifier.score(frames, [self.prompt] * len(frames))  # noqa: E731
+        score = lambda: verifier.score(frames, [self.prompt] * len(frames))  # noqa: E731
         return with_memory(score, "scoring").mean(dim=0)
 
 

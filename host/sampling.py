@@ -132,8 +132,20 @@ class Sampling:
     def complete(self, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
         """One recipe per item, with the batch written down where it matters, so that each needs nothing else."""
         index = self.latent.get("batch_index")
+        index = None if index is None else tuple(int(i) for i in index)
         if len(recipes) == 1:
-            return recipes[0].for_items(self.rows, None if index is None else tuple(int(i) for i in index))
+            [recipe] = recipes
+            drawn = recipe.batch, recipe.batch_index
+            if recipe.row is None and drawn in ((None, None), (self.rows, index)):
+                return recipe.for_items(self.rows, index)
+            if self.rows > 1 or recipe.row is None and recipe.batch not in (None, 1):
+                raise ValueError(
+                    f"the recipe is for {'one item' if recipe.row is not None else 'a batch'} of {recipe.batch or 1} "
+                    f"drawn with batch_index {recipe.batch_index}, but the latent has {self.rows} items with "
+                    f"batch_index {index}. Connect the latent that the recipe was made with, or a list of one recipe "
+                    "for each item."
+                )
+            return (recipe,)
         if len(recipes) != self.rows:
             raise ValueError(f"{len(recipes)} recipes for a latent of {self.rows} items; give one for each")
         return tuple(recipes)

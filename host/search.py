@@ -122,7 +122,7 @@ def search(
     if sampling.steps == 0:
         if candidates > 1:
             log_to_console.warning("Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate")
-        candidates, algorithm = 1, RandomSearch()
+        candidates, algorithm = 1, algorithm if isinstance(algorithm, ReplayRecipe) else RandomSearch()
     budget = replace(budget or Budget(), candidates=candidates)
     progress = SearchProgress(sampling, candidates, graph.node_id)
     engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step, candidates, options)
@@ -142,6 +142,7 @@ def search(
         run_search(algorithm, engine, pool, seed, budget, progress.candidate, drop_bad)
     finally:
         progress.close()
+        engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
     log.extra_nfe += engine.batches.extra_nfe
     log.extra_seconds += engine.batches.extra_seconds
     for warning in log.warnings:

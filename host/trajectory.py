@@ -26,11 +26,12 @@ NEAR = 1.02  # a sigma of the schedule this close to the end of a segment is lef
 @dataclass(frozen=True)
 class Point:
     """samples: as the host hands them out; noise: what the next segment starts with; seed: of the sampler's own noise;
-    x0: the last prediction."""
+    begun: whether anything is sampled yet; x0: the last prediction, once at the end."""
 
     samples: Any
     noise: Any
     seed: int
+    begun: bool = False
     x0: Any = None
 
 
@@ -56,7 +57,9 @@ class Trajectories:
         """Samples down to a noise level; 0 is the end of the schedule."""
         sigmas = self.between(state.level, level)
         samples, x0 = self.sampling.run(*self._begin(state), sigmas, state.latent.seed, callback)
-        return State(state.recipes, level, Point(samples, torch.zeros_like(samples), state.latent.seed, x0))
+        nothing = samples.new_zeros(()).expand_as(samples)  # takes no memory: there may be many branches
+        x0 = x0.cpu() if x0 is not None and level <= 0 else None
+        return State(state.recipes, level, Point(samples, nothing, state.latent.seed, True, x0))
 
     def renoise(self, state: State, level: float, seeds: Sequence[int]) -> State:
         """The forward process up to a noise level, every item with fresh noise from its seed."""
@@ -109,6 +112,7 @@ class Trajectories:
                 torch.cat([point.samples[row : row + 1] for row, point in enumerate(points)]),
                 torch.cat([point.noise[row : row + 1] for row, point in enumerate(points)]),
                 points[0].seed,
+                points[0].begun,
                 torch.cat(x0s) if len(x0s) == len(points) else None,
             ),
         )
@@ -167,7 +171,7 @@ class Trajectories:
         host shows the model there, step by step."""
         point, latent = state.latent, self.sampling.latent
         mask = latent.get("noise_mask")
-        if mask is None or point.x0 is None:
+        if mask is None or not point.begun:
             return point.noise, point.samples
         start = initial_noise([replace(recipe, jumps=()) for recipe in state.recipes], latent)
         mask = comfy.sampler_helpers.prepare_mask(mask, point.samples.shape, point.samples.device).to(point.samples)

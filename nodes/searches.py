@@ -148,7 +148,7 @@ class DraftFinal(io.ComfyNode):
                     default=0,
                     min=0,
                     max=types.MAX_CANDIDATES,
-                    tooltip="How many of the best drafts to render in full. 0: the square root of their number.",
+                    tooltip="How many of the best drafts to render in full, at least. 0: the root of their number.",
                 ),
                 types.Search.Input(
                     "search", optional=True, tooltip="How to search among the drafts; Random Search if left open."
@@ -170,7 +170,7 @@ class Replay(io.ComfyNode):
             display_name="Replay Recipe",
             category=types.CATEGORY,
             description=(
-                "Makes one candidate again from its recipe instead of searching, at the cost of that one. Works for "
+                "Makes one candidate again from its recipe instead of searching, at what that one cost. Works for "
                 "every recipe, also those of Search over Paths, with the same model, prompts and settings."
             ),
             search_aliases=["recipe", "reproduce", "winner"],
@@ -220,7 +220,9 @@ class SearchBudget(io.ComfyNode):
                     max=1e6,
                     step=1.0,
                     round=0.1,
-                    tooltip="Time for sampling, decoding and scoring. 0: no limit.",
+                    tooltip=(
+                        "Time for sampling, decoding and scoring; rendering the winner again comes on top. 0: no limit."
+                    ),
                 ),
                 io.Boolean.Input(
                     "stop_at_target", default=False, tooltip="End the search once the best score is target_score."
@@ -233,8 +235,8 @@ class SearchBudget(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     tooltip=(
-                        "Good enough: the search ends when the best image has this score. Only with stop_at_target, "
-                        "and not where several verifiers are combined by rank or z-score."
+                        "Good enough: the search ends when the best image (in a batch, of every item) has this score. "
+                        "Only with stop_at_target, and not where several verifiers are combined by rank or z-score."
                     ),
                 ),
                 io.Int.Input(

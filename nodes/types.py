@@ -15,8 +15,8 @@ Search = io.Custom("NOISE_SEARCH_SEARCH")
 Budget = io.Custom("NOISE_SEARCH_BUDGET")
 
 SEED_TOOLTIP = (
-    "The seed of the first candidate; candidate j is the plain KSampler run with seed + j. Leave it fixed: the same "
-    "seed gives the same search, and 'increment' would repeat all candidates but one."
+    "The seed of the first candidate, which is the plain KSampler's image; Random Search goes on with seed + 1 and "
+    "so on. Leave it fixed: the same seed gives the same search, and 'increment' would repeat all candidates but one."
 )
 PROMPT_TOOLTIP = (
     "The text the verifier judges the images by. Leave it empty to use the text of your positive prompt; the log says "
@@ -73,7 +73,7 @@ def search_input() -> io.Input:
     return Search.Input(
         "search",
         optional=True,
-        tooltip="How to search: Zero-Order Search, Search over Paths, Draft and Final. Random Search if left open.",
+        tooltip="Zero-Order Search, Search over Paths, Draft and Final or Replay Recipe; Random Search if left open.",
     )
 
 
@@ -121,7 +121,7 @@ def bad_candidate_input() -> io.Input:
         advanced=True,
         tooltip=(
             "What to do with a candidate whose image is broken (NaN, often an overflow in fp16). Left out, it is "
-            "counted in the report and the search goes on."
+            "counted in the report and the search goes on; the first one, the plain image, always stops it."
         ),
     )
 
@@ -131,7 +131,11 @@ def search_outputs() -> list[io.Output]:
         io.Latent.Output(display_name="latent", tooltip="The latent of the best candidate, to upscale or refine."),
         io.Image.Output(display_name="image", tooltip="The best image."),
         io.Noise.Output(
-            display_name="noise", tooltip="The winning noise, for SamplerCustomAdvanced. In a batch, every item's own."
+            display_name="noise",
+            tooltip=(
+                "The winning noise, for SamplerCustomAdvanced. In a batch, every item's own. A winner of Search over "
+                "Paths has none: use its recipe with Replay Recipe."
+            ),
         ),
         io.Int.Output(
             display_name="seed",
@@ -141,7 +145,8 @@ def search_outputs() -> list[io.Output]:
             ),
         ),
         io.String.Output(
-            display_name="recipe", tooltip="How to make the winning noise again; paste it into Noise from Recipe."
+            display_name="recipe",
+            tooltip="How to make the winner again: paste it into Replay Recipe, or Noise from Recipe for its noise.",
         ),
         SearchLog.Output(display_name="log", tooltip="Every candidate with its scores, for Search Report."),
         io.Image.Output(

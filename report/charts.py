@@ -98,6 +98,7 @@ def _headline(log: SearchLog) -> tuple[str, str]:
         return signed(gain, score_digits([gain])), "over stock"
     if len(scores) == 1:
         why = "stock, the only candidate" if len(every) == 1 else "stock, the only finished candidate"
+        why = why if log.has_stock else "the recipe, made again"
     else:
         why = "all scores are equal" if max(scores) == min(scores) else "nothing beat stock"
     return plain(max(scores), score_digits(scores)), why
@@ -416,7 +417,7 @@ class _Panel:
         canvas.disc(at, 6, colours.background)
         canvas.disc(at, 3.6, colours.best)
         name = recipe_name(self.log.candidates[index].recipes[0])
-        word = "best" if place else "stock"
+        word = "best" if place else "stock" if self.plot.log.has_stock else "recipe"
         taken = self._marks()
         label = f"{word}  {plain(best, self.plot.digits)}  ·  {name}"
         box = self._label(at, label, colours.best, (-20, 32), taken)

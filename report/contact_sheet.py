@@ -192,7 +192,9 @@ def _badges(
     recipe = log.candidates[tile.index].recipes[tile.row]
     is_stock = recipe == log.candidates[0].recipes[tile.row]
     if tile.stage == FINAL:
-        words = [("best", colours.best)] * (tile.rank == 1) + [("stock", colours.stock)] * (tile.index == 0)
+        words = [("best", colours.best)] * (tile.rank == 1) + [("stock", colours.stock)] * (
+            tile.index == 0 and log.has_stock
+        )
     elif is_stock:
         words = [("stock", colours.stock)]
     else:

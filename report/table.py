@@ -26,7 +26,11 @@ def table(log: SearchLog) -> str:
     lines += [f"- {key}: {_value(value)}" for key, value in log.host.items()]
     lines.append(
         f"- total: {counted(log)}, {log.nfe:,} NFE, {duration(log.seconds)}"
-        + (f" (of which {log.extra_nfe:,} NFE extra, for trials and repeats)" if log.extra_nfe else "")
+        + (
+            f" (of which {log.extra_nfe:,} NFE extra, for trials, repeats and what was left out)"
+            if log.extra_nfe
+            else ""
+        )
     )
     if log.stopped:
         lines.append(f"- ended because: {' '.join(log.stopped.split())}")
@@ -81,7 +85,7 @@ def _rows(log: SearchLog, row: int) -> list[str]:
     body = []
     for index, rank in _ranks(log, row).items():
         candidate, recipe = log.candidates[index], recipes[index]
-        marks = {"best": rank == 1 and candidate.stage == FINAL, "stock": index == 0}
+        marks = {"best": rank == 1 and candidate.stage == FINAL, "stock": index == 0 and log.has_stock}
         body.append(
             [
                 str(rank),

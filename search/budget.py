@@ -76,6 +76,7 @@ class Spending:
         self.budget = budget
         self.log = log
         self.engine = engine
+        self.pieces = 0
         self.costs: dict[str, tuple[int, float, float]] = {}  # by kind: how often, NFE in total, seconds of the fastest
         self.unit: Cost | None = None  # the stock run
         self.since_better = 0
@@ -106,6 +107,7 @@ class Spending:
         """Takes down what a piece of work cost. The first piece is the stock run, the unit of the budget."""
         if self.unit is None:
             self.unit = Cost(nfe, seconds)
+        self.pieces += 1
         times, total, fastest = self.costs.get(kind, (0, 0.0, math.inf))
         self.costs[kind] = times + 1, total + nfe, min(fastest, seconds)
 
@@ -124,15 +126,19 @@ class Spending:
         self.since_better = 0 if better else self.since_better + 1
 
     def predict(self, kind: str, steps: int) -> Cost:
-        """What one more will cost: as those measured, or before that as many of the stock run's steps."""
+        """What one more will cost: as those measured, or before that as many of the stock run's steps.
+
+        The first run of a search loads the models: its seconds foretell nothing.
+        """
         if kind in self.costs:
             times, nfe, fastest = self.costs[kind]
-            return Cost(nfe / times, fastest)  # slower ones had to load a model first
+            return Cost(nfe / times, fastest if self.pieces > 1 else 0.0)  # slower ones had to load a model first
         if self.unit is None or not steps:
             return Cost()
         # A higher-order sampler takes several evaluations a step, fewer in its last: rather too much than too little.
         rows, stock = self.engine.rows, max(self.engine.steps, 1)
-        return Cost(math.ceil(self.unit.nfe / (rows * stock)) * rows * steps, self.unit.seconds * steps / stock)
+        seconds = self.unit.seconds if self.pieces > 1 else 0.0
+        return Cost(math.ceil(self.unit.nfe / (rows * stock)) * rows * steps, seconds * steps / stock)
 
     def affords(self, *costs: Cost) -> bool:
         """Whether all of this together still fits."""
@@ -172,7 +178,11 @@ class Spending:
         if self.unit is not None and not self.unit.nfe and made + len(costs) > candidates:
             return f"the budget of {candidates} candidates is spent"  # a schedule without steps
         if self.nfe + nfe > self.limit + SLACK:
-            of = f"{candidates} candidates (" if self.unit and self.limit == candidates * self.unit.nfe else ""
+            of = (
+                f"{candidates} candidate{'s' * (candidates > 1)} ("
+                if self.unit and self.limit == candidates * self.unit.nfe
+                else ""
+            )
             return f"the budget of {of}{self.limit:,.0f} NFE{')' if of else ''} is spent"
         if self.budget.seconds is not None and self.seconds + seconds > self.budget.seconds:
             return f"the budget of {self.budget.seconds:g} seconds is spent"

@@ -15,6 +15,7 @@ from .engine import Recipes
 from .log import DRAFT, Candidate, SearchLog
 from .random_search import RandomSearch
 from .recipe import Jump, Recipe
+from .replay import ReplayRecipe
 from .run import Algorithm, Run
 
 LOW_CORRELATION = 0.3
@@ -41,6 +42,10 @@ class DraftAndFinal:
     finals: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.inner, ReplayRecipe):
+            raise ValueError(
+                "Replay Recipe makes one candidate and has nothing to draft; connect it to the search node"
+            )
         if isinstance(self.inner, DraftAndFinal):
             raise ValueError("Draft and Final cannot search by Draft and Final; connect another search to it")
         if self.draft_steps < 0 or self.finals < 0:
@@ -73,7 +78,7 @@ class DraftAndFinal:
         finally:
             self._report(run)
         if not impatient:  # too little is left for a draft and its final
-            for draw in count(seed + 1 + len(run.log.of_stage(DRAFT))):
+            for draw in count(seed + max(len(run.log.of_stage(DRAFT)), 1)):
                 run.render([(Recipe.from_seed(draw),)])
 
     def path(self) -> Sequence[Jump]:

@@ -16,6 +16,7 @@ from .recipe import Recipe
 LOG_FORMAT = "noise-search-log"
 MAX_THUMBNAILS = 256
 FINAL, DRAFT, PREVIEW = "final", "draft", "preview"
+REPLAY = "recipe"  # the algorithm that makes a candidate again
 HARDLY = 0.01  # of a verifier's usual range: scores that spread less say nothing about the candidates
 ENOUGH = 4  # candidates to speak of a spread
 
@@ -119,6 +120,11 @@ class SearchLog:
         """The best candidate of one item of the batch. IndexError while there is none."""
         return self.candidates[self.order(row, stage)[0]]
 
+    @property
+    def has_stock(self) -> bool:
+        """Whether candidate 0 is the image without a search; a replayed recipe is not."""
+        return self.algorithm != REPLAY
+
     def of_stage(self, stage: str = FINAL) -> list[Candidate]:
         """The candidates of one stage, as they were made."""
         return [candidate for candidate in self.candidates if candidate.stage == stage]
@@ -158,9 +164,10 @@ class SearchLog:
         """Whether no deciding verifier tells the candidates apart: their values spread over less than 1 % of its range.
 
         So it is with distilled models, whose seeds look alike: no search can help there. False where there are too few
-        candidates to say, or a verifier has no usual range.
+        candidates to say, or a verifier has no usual range. The largest stage speaks for all: the finals of a path are
+        alike because they come from the best of its previews.
         """
-        made = max(self.of_stage(FINAL), self.of_stage(DRAFT), key=len)  # drafts as such score otherwise than finals
+        made = max((self.of_stage(stage) for stage in (FINAL, DRAFT, PREVIEW)), key=len)
         if len(made) < ENOUGH or self.usual_ranges is None:
             return False
         weights = self.aggregator.weights or (1.0,) * len(self.members)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .engine import Recipes
+from .log import REPLAY
 from .recipe import Jump, to_json
 from .run import Run
 
@@ -15,7 +16,7 @@ class ReplayRecipe:
     """No search: the candidate of `recipes` (one for the latent batch, or one per item) and nothing else."""
 
     recipes: Recipes
-    name: str = field(default="recipe", init=False)
+    name: str = field(default=REPLAY, init=False)
 
     def __call__(self, run: Run, seed: int) -> None:
         run.first(self.recipes)

@@ -83,7 +83,7 @@ class Run:
             made = self.render([recipes])
             if made:
                 return made[0]
-            raise ValueError(self.log.dropped[-1])
+            raise ValueError(f"the first {self.stage} cannot be left out: {self.log.dropped[-1]}")
         [rendered] = self.engine.render([recipes])
         candidate = self._add(rendered)
         if candidate is None:
@@ -256,8 +256,8 @@ def search(
     if any(log.hardly_varies(row) for row in range(log.rows)):
         log.warnings.append(
             "The scores hardly vary between candidates (by less than 1 % of the verifier's usual range), so there is "
-            "little that a search can find. Distilled models give nearly the same image for every seed; in Zero-Order "
-            "Search the angle may be too small."
+            "little that a search can find. Distilled models give nearly the same image for every seed; else denoise, "
+            "or in Zero-Order Search the angle, may be too low."
         )
     return pool
 

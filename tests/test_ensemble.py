@@ -105,3 +105,20 @@ def test_identity_follows_the_members_and_not_the_weights():
 
 def test_each_member_keeps_its_usual_range():
     assert VerifierEnsemble([(RED, 1.0), (Channel(1, usual_range=(0, 9)), 1.0)]).usual_ranges == ((0.0, 1.0), (0, 9))
+
+
+def test_where_networks_swap_each_verifier_scores_the_whole_chunk_before_the_next(demo, monkeypatch):
+    turns = []
+
+    class Turn(Channel):
+        def score(self, images, prompts):
+            turns.append(self.members[0])
+            return super().score(images, prompts)
+
+    monkeypatch.setattr("noise_search.host.engine.must_swap", lambda *networks: True)
+    ensemble = VerifierEnsemble([(Turn(0), 1.0), (Turn(2), 1.0)])
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    sampling = Sampling.ksampler(demo.model, 2, 1.0, "euler", "simple", demo.positive, demo.negative, latent)
+    with torch.inference_mode():
+        search(lambda: sampling, demo.vae, ensemble, 3, 5, "", 1, Graph(), "positive")
+    assert turns[:10] == ["red", "blue", *["red"] * 4, *["blue"] * 4]

@@ -1,14 +1,20 @@
 """What a search hands on: the prompt as text, metadata, and videos."""
 
+import gc
 import hashlib
+import json
+import weakref
 
 import pytest
 import torch
 
 pytest.importorskip("comfy")
 
+from noise_search.host.engine import ComfyEngine
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import METADATA_KEY, Graph, plain_text, search
+from noise_search.search.recipe import Recipe
+from noise_search.search.replay import ReplayRecipe
 
 
 class VideoVae:
@@ -74,3 +80,52 @@ def test_the_metadata_tells_the_winner_from_other_pictures(demo, brightness):
     result = run(demo, brightness, graph=graph)
     saved = (255.0 * result.image[0]).clamp(0, 255).to(torch.uint8)
     assert graph.extra_pnginfo[METADATA_KEY]["9"][0]["sha256"] == [hashlib.sha256(saved.numpy().tobytes()).hexdigest()]
+
+
+def replay(demo, verifier, recipe, batch=1, batch_index=None):
+    latent = {"samples": torch.zeros(batch, 16, 8, 8)}
+    if batch_index is not None:
+        latent["batch_index"] = batch_index
+    sampling = Sampling.ksampler(demo.model, 2, 1.0, "euler", "simple", demo.positive, demo.negative, latent)
+    with torch.inference_mode():
+        return search(lambda: sampling, demo.vae, verifier, 3, 1, "", 1, Graph(), "positive", ReplayRecipe((recipe,)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch"), [(Recipe(42, row=1, batch=2), 2), (Recipe(42, batch=3), 2), (Recipe(42, batch=2), 1)]
+)
+def test_a_replayed_recipe_that_does_not_fit_the_latent_is_refused(demo, brightness, recipe, batch):
+    with pytest.raises(ValueError, match=f"but the latent has {batch} items"):
+        replay(demo, brightness, recipe, batch)
+
+
+def test_a_replayed_item_of_a_batch_is_that_item(demo, brightness):
+    recipe = Recipe(42, row=1, batch=2)
+    assert json.loads(replay(demo, brightness, recipe).recipe) == recipe.to_dict()
+
+
+def test_a_replay_without_steps_keeps_its_recipe(demo, brightness):
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    sampling = Sampling.ksampler(
+        demo.model, 2, 1.0, "euler", "simple", demo.positive, demo.negative, latent, denoise=0.0
+    )
+    algorithm = ReplayRecipe((Recipe.from_seed(77),))
+    with torch.inference_mode():
+        result = search(lambda: sampling, demo.vae, brightness, 3, 1, "", 1, Graph(), "positive", algorithm)
+    assert json.loads(result.recipe)["seed"] == 77
+
+
+def test_a_finished_search_does_not_wait_for_the_garbage_collector(demo, brightness, monkeypatch):
+    made = []
+    init = ComfyEngine.__init__
+    monkeypatch.setattr(
+        ComfyEngine, "__init__", lambda self, *args: (init(self, *args), made.append(weakref.ref(self)))[0]
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        result = run(demo, brightness)
+        assert made[0]() is None
+    finally:
+        gc.enable()
+    assert result.log.candidates

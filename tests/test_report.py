@@ -683,7 +683,9 @@ def test_the_items_of_a_batch_may_have_recipes_of_their_own():
 def test_what_was_rendered_again_is_in_the_total():
     log = new_log([1.0])
     log.extra_nfe = 20
-    assert "1 candidate, 40 NFE, 0.50 s (of which 20 NFE extra, for trials and repeats)" in table(log)
+    assert "1 candidate, 40 NFE, 0.50 s (of which 20 NFE extra, for trials, repeats and what was left out)" in table(
+        log
+    )
 
 
 def test_csv_reads_back_with_all_digits():

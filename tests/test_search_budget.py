@@ -8,7 +8,7 @@ import pytest
 import torch
 from conformance import ALGORITHMS, search
 from noise_search.search.aggregate import Aggregator
-from noise_search.search.budget import Budget, BudgetSpent, Spending
+from noise_search.search.budget import Budget, BudgetSpent, Cost, Spending
 from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import FINAL, PREVIEW, Pool, SearchLog
 from noise_search.search.paths import SearchOverPaths
@@ -217,8 +217,18 @@ def test_before_anything_is_measured_costs_go_by_the_steps_of_stock(rows):
     engine = SyntheticEngine(rows=rows, steps=20)
     spending = Spending(Budget(), SearchLog(engine.members, rows), engine)
     spending.book("final", 20 * rows, 8.0)
-    cost = spending.predict("draft", 5)
-    assert (cost.nfe, cost.seconds) == (5 * rows, 2.0)
+    assert spending.predict("draft", 5) == Cost(5 * rows, 0.0)  # its seconds may be those of loading the models
+    spending.book("final", 20 * rows, 8.0)
+    assert spending.predict("draft", 5) == Cost(5 * rows, 2.0)
+
+
+def test_a_slow_first_run_does_not_end_the_search():
+    class Cold(SyntheticEngine):
+        def render(self, candidates):
+            self.spent[1] += 0.0 if self.rendered else 35.0
+            return super().render(candidates)
+
+    assert len(search(RANDOM, Cold(), budget=Budget(100, seconds=60.0)).log.candidates) > 20
 
 
 def test_before_anything_is_measured_a_higher_order_sampler_is_foreseen_at_its_dearest():

@@ -13,6 +13,7 @@ from noise_search.search.log import DRAFT, FINAL
 from noise_search.search.paths import SearchOverPaths
 from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
+from noise_search.search.replay import ReplayRecipe
 from noise_search.search.zero_order import ZeroOrderSearch
 from synthetic import SyntheticEngine, smooth, tilted, white
 
@@ -247,3 +248,8 @@ def test_seconds_are_kept_for_the_finals(inner, seconds):
     assert log.seconds <= seconds + 1.25
     assert log.candidates[-1].stage == FINAL
     assert log.stopped == f"the budget of {seconds:g} seconds is spent"
+
+
+def test_a_recipe_is_nothing_to_draft():
+    with pytest.raises(ValueError, match="has nothing to draft; connect it to the search node"):
+        DraftAndFinal(ReplayRecipe((Recipe.from_seed(1),)))
