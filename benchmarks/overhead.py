@@ -328,7 +328,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, help="of the pictures' sides")
     parser.add_argument("--weights", choices=["fp32", "bf16", "fp8"], help="of the random model")
     parser.add_argument("--dynamic-vram", choices=["on", "off"], default="on", help="on: where ComfyUI has it")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OMP_NUM_THREADS of the server")
+    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the server: 1, or all with flux")
     parser.add_argument(
         "--processor-time", action="store_true", help="instead of wall time: for a busy machine, with --threads 1"
     )
@@ -339,6 +339,8 @@ def main() -> int:
         import torch
 
         options.size = "flux" if torch.cuda.is_available() else "demo"
+    if options.threads is None:  # small models gain little, and lose much where other programs run
+        options.threads = os.cpu_count() if options.size == "flux" else 1
     for name, value in asdict(SIZES[options.size]).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
