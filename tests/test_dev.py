@@ -466,6 +466,11 @@ def test_a_server_that_does_not_start_shows_its_last_lines(dev, fake, tmp_path):
     assert "    a line of the log\n    no GPU here" in text
 
 
+def heed_ctrl_c():
+    """Tests that run in the background ignore Ctrl+C, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_stops_its_server(dev, fake, tmp_path, number):
@@ -477,7 +482,14 @@ def test_a_stopped_run_stops_its_server(dev, fake, tmp_path, number):
     (fake.host.root / "custom_nodes").mkdir()
     (fake.host.root / "custom_nodes" / "noise-search").symlink_to(ROOT)
     own = {"COMFYUI_PATH": str(fake.host.root), "COMFYUI_PYTHON": str(tmp_path / "python")}
-    run = subprocess.Popen(arguments, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(
+        arguments,
+        env=os.environ | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
     for line in run.stdout:
         if "Ctrl+C stops it" in line:
             break
