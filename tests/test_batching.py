@@ -392,12 +392,24 @@ def has_free(monkeypatch, memory: float) -> None:
     )
 
 
+def still_to_load(model) -> int:
+    return model.model_size() - model.loaded_size()
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_by_itself_a_batch_takes_as_many_as_fit_in_memory(demo, short, monkeypatch, size):
     sampling = sampling_of(demo)
     needed = sampling.model.model.memory_required([2 * size, 16, 8, 8])
-    has_free(monkeypatch, 1.01 * needed / batching.FREE_SHARE)
+    has_free(monkeypatch, 1.01 * needed / batching.FREE_SHARE + still_to_load(sampling.model))
     assert Batches(sampling, 0, 16).size == size
+
+
+def test_what_the_weights_will_take_is_not_free_for_a_batch(demo, short, monkeypatch):
+    sampling = sampling_of(demo)
+    needed = sampling.model.model.memory_required([16, 16, 8, 8])
+    monkeypatch.setattr(sampling.model, "loaded_size", lambda: 0)
+    has_free(monkeypatch, 1.01 * needed / batching.FREE_SHARE)
+    assert Batches(sampling, 0, 16).size < 8
 
 
 def test_a_search_by_itself_has_batches_of_that_size(demo, fast, short, monkeypatch):
@@ -423,8 +435,9 @@ def test_longer_videos_are_sampled_fewer_at_a_time(monkeypatch):
         sampling = tiny_sampling("wan", samples=torch.zeros(1, 16, frames, 8, 8))
         return batching.fitting(sampling)
 
-    one = tiny_sampling("wan").model.model.memory_required([2, 16, 1, 8, 8])
-    has_free(monkeypatch, 8 * one / batching.FREE_SHARE)
+    model = tiny_sampling("wan").model
+    one = model.model.memory_required([2, 16, 1, 8, 8])
+    has_free(monkeypatch, 8 * one / batching.FREE_SHARE + still_to_load(model))
     assert [size(frames) for frames in (1, 2, 4, 8, 16)] == [8, 4, 2, 1, 1]
 
 
