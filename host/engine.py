@@ -149,7 +149,7 @@ class ComfyEngine:
 
     def _chunk(self, chunk: Sequence[Recipes]) -> Iterator[Rendered]:
         """Samples all of these, then decodes and scores them in turn; where networks swap, all are decoded first."""
-        if any(recipe.jumps for recipes in chunk for recipe in recipes):
+        if self.steps and any(recipe.jumps for recipes in chunk for recipe in recipes):
             sampled = [self._patiently(partial(self._follow, recipes)) for recipes in chunk]
         else:
             sampled = self.batches.sample(self.sampling, chunk, self.on_step)
