@@ -1,10 +1,11 @@
 """Makes the pictures of the example workflows: each is run in the real front end and photographed.
 
-COMFYUI_PATH=/path/to/ComfyUI python tests/picture_workflows.py
+COMFYUI_PATH=/path/to/ComfyUI python tests/picture_workflows.py [part of a name]
 """
 
 import json
 import os
+import sys
 import tempfile
 from io import BytesIO
 from pathlib import Path
@@ -44,10 +45,11 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def main() -> None:
-    """Runs and photographs every example."""
+    """Runs and photographs every example, or those whose names hold what is given."""
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     home = Path(tempfile.mkdtemp())
     with ComfyServer(Path(os.environ["COMFYUI_PATH"]), home) as server, frontend.browser() as running:
-        for file in sorted((PACK / "example_workflows").glob("*.json")):
+        for file in sorted((PACK / "example_workflows").glob(f"*{wanted}*.json")):
             page = frontend.FrontEnd(running, server.url, *WINDOW)
             workflow = json.loads(file.read_text("utf-8"))
             page.load(workflow)
