@@ -55,8 +55,8 @@ class Engine(Protocol):
     """Makes candidates. `members` names the columns of their values, `rows` is the size of the latent batch.
 
     steps: of the schedule. deterministic: whether the sampler adds no noise of its own. chunk: how many candidates it
-    likes to get at once. start, renoise, denoise and
-    score are the segments of a trajectory, for what goes back up in noise.
+    likes to get at once. start, renoise, denoise and score are the segments of a trajectory, for what goes back up in
+    noise.
     """
 
     members: tuple[str, ...]
