@@ -49,10 +49,12 @@ class Sampled:
 class Batches:
     """How many candidates go through the sampler together. One for a whole search, its drafts included.
 
-    wanted: so many (1 or more), or 0 to find out: as many as fit in memory, if that is faster.
+    wanted: so many (1 or more), or 0 to find out: as many as fit in memory, if that is faster. finish: whether somebody
+    asked the search to end; then what is under way is the last.
     """
 
-    def __init__(self, sampling: Sampling, wanted: int, candidates: int):
+    def __init__(self, sampling: Sampling, wanted: int, candidates: int, finish: Callable[[], bool] = lambda: False):
+        self.finish = finish
         self.automatic = wanted == 0
         self.size = min(wanted or LARGEST, candidates)
         self.probed = False
@@ -68,9 +70,10 @@ class Batches:
             self.size = 1
 
     def sample(self, sampling: Sampling, candidates: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
-        """Every candidate, in order. A batch that does not fit in memory is halved, for the rest of the search too."""
+        """Every candidate, in order; asked to finish, those that are there, which is one or more. A batch that does not
+        fit in memory is halved, for the rest of the search too."""
         made: list[Sampled] = []
-        while len(made) < len(candidates):
+        while len(made) < len(candidates) and not (made and self.finish()):
             part = candidates[len(made) : len(made) + self.size]
             if len(part) == 1:
                 made.append(self.patiently(sampling, partial(alone, sampling, part[0], callback)))

@@ -89,7 +89,7 @@ class ComfyEngine:
 
     It works in phases: a chunk of candidates is sampled, then decoded, then scored, so that a card which holds only one
     of the networks at a time swaps them once per chunk. prompt: the text the verifier judges by. candidates: how many
-    there will be, more or less. on_step: the sampler's callback.
+    there will be, more or less. on_step: the sampler's callback. finish: whether somebody asked the search to end.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class ComfyEngine:
         on_step: Callable | None = None,
         candidates: int = 1,
         options: Options | None = None,
+        finish: Callable[[], bool] = lambda: False,
     ):
         self.sampling = sampling
         self.vae = vae
@@ -111,7 +112,8 @@ class ComfyEngine:
         self.members = tuple(verifier.members)
         self.rows = sampling.rows
         self.books = Books(sampling.evaluations.rows)
-        self.batches = Batches(sampling, self.options.batch_size, candidates)
+        self.finish = finish
+        self.batches = Batches(sampling, self.options.batch_size, candidates, finish)
         self.swaps = must_swap(sampling.model, vae, verifier)
         self.image_bytes = 0  # of one decoded candidate
 
@@ -146,13 +148,16 @@ class ComfyEngine:
         while wanted:
             chunk, wanted = wanted[: self.chunk], wanted[self.chunk :]
             yield from self._chunk(chunk)
+            if self.finish():
+                return
 
     def _chunk(self, chunk: Sequence[Recipes]) -> Iterator[Rendered]:
         """Samples all of these, then decodes and scores them in turn; where networks swap, all are decoded first."""
         if self.steps and any(recipe.jumps for recipes in chunk for recipe in recipes):
-            sampled = [self._patiently(partial(self._follow, recipes)) for recipes in chunk]
+            sampled = self._follow_all(chunk)
         else:
             sampled = self.batches.sample(self.sampling, chunk, self.on_step)
+        chunk = chunk[: len(sampled)]
         self.books.add("sample", sum(one.seconds for one in sampled))
         if not self.swaps:
             for recipes, one in zip(chunk, sampled, strict=True):
@@ -162,6 +167,13 @@ class ComfyEngine:
         scored = self._score_all(decoded)
         for recipes, one, shown, scores in zip(chunk, sampled, decoded, scored, strict=True):
             yield self._answer(recipes, one, shown, scores)
+
+    def _follow_all(self, chunk: Sequence[Recipes]) -> list[Sampled]:
+        sampled: list[Sampled] = []
+        for recipes in chunk:
+            if not (sampled and self.finish()):
+                sampled.append(self._patiently(partial(self._follow, recipes)))
+        return sampled
 
     def _follow(self, recipes: Recipes) -> Sampled:
         """A trajectory with jumps."""

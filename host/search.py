@@ -23,6 +23,7 @@ from ..search.run import Algorithm
 from ..search.run import search as run_search
 from ..version import __version__
 from .engine import ComfyEngine, Options, Result, join_rows
+from .finish import ended_early, finishable
 from .noise import RecipeNoise
 from .progress import SearchProgress
 from .prompt_text import all_nodes, find_prompt, host_input_types, host_output_names
@@ -125,24 +126,27 @@ def search(
         candidates, algorithm = 1, algorithm if isinstance(algorithm, ReplayRecipe) else RandomSearch()
     budget = replace(budget or Budget(), candidates=candidates)
     progress = SearchProgress(sampling, candidates, graph.node_id)
-    engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step, candidates, options)
-    limits = {key: value for key, value in asdict(budget).items() if value is not None}
-    settings = {**sampling.settings, "seed": seed, **limits, "prompt": prompt, "prompt_from": source}
-    log = SearchLog(
-        engine.members,
-        engine.rows,
-        getattr(verifier, "aggregator", None) or Aggregator(),
-        algorithm=algorithm.name,
-        settings={**settings, **algorithm.settings()},
-        host=host_info(),
-        usual_ranges=usual_ranges(verifier),
-    )
-    pool = Pool(log, keep=top_k)
-    try:
-        run_search(algorithm, engine, pool, seed, budget, progress.candidate, drop_bad)
-    finally:
-        progress.close()
-        engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
+    with finishable(graph.node_id) as finish:
+        engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step, candidates, options, finish)
+        limits = {key: value for key, value in asdict(budget).items() if value is not None}
+        settings = {**sampling.settings, "seed": seed, **limits, "prompt": prompt, "prompt_from": source}
+        log = SearchLog(
+            engine.members,
+            engine.rows,
+            getattr(verifier, "aggregator", None) or Aggregator(),
+            algorithm=algorithm.name,
+            settings={**settings, **algorithm.settings()},
+            host=host_info(),
+            usual_ranges=usual_ranges(verifier),
+        )
+        pool = Pool(log, keep=top_k)
+        try:
+            run_search(algorithm, engine, pool, seed, budget, progress.candidate, drop_bad, finish)
+        finally:
+            progress.close()
+            engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
+    if log.early:
+        ended_early(graph.node_id)
     log.extra_nfe += engine.batches.extra_nfe
     log.extra_seconds += engine.batches.extra_seconds
     for warning in log.warnings:

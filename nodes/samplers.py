@@ -6,6 +6,7 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..host.engine import Options
+from ..host.finish import fingerprint
 from ..host.sampling import Sampling
 from ..host.search import Graph, SearchResult
 from ..host.search import search as run_search
@@ -86,6 +87,10 @@ class SearchKSampler(io.ComfyNode):
             outputs=types.search_outputs(),
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> int:
+        return fingerprint(cls.hidden)
 
     @classmethod
     def execute(
@@ -173,6 +178,10 @@ class SearchSamplerAdvanced(io.ComfyNode):
             ],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> int:
+        return fingerprint(cls.hidden)
 
     @classmethod
     def execute(

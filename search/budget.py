@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .aggregate import Aggregator
@@ -69,13 +69,17 @@ NOTHING = Cost()
 
 
 class Spending:
-    """Books of one search: what each kind of work costs, what is left, and why the search ended."""
+    """Books of one search: what each kind of work costs, what is left, and why the search ended.
 
-    def __init__(self, budget: Budget, log: SearchLog, engine: Engine):
+    finish: whether somebody asked the search to end with the best so far.
+    """
+
+    def __init__(self, budget: Budget, log: SearchLog, engine: Engine, finish: Callable[[], bool] = lambda: False):
         budget.check(log.aggregator, len(log.members))
         self.budget = budget
         self.log = log
         self.engine = engine
+        self.finish = finish
         self.pieces = 0
         self.costs: dict[str, tuple[int, float, float]] = {}  # by kind: how often, NFE in total, seconds of the fastest
         self.unit: Cost | None = None  # the stock run
@@ -91,6 +95,11 @@ class Spending:
     @property
     def seconds(self) -> float:
         return self.log.seconds - self.wasted.seconds + self.engine.pending()[1]
+
+    @property
+    def finishing(self) -> bool:
+        """Whether to end after the candidate under way, whatever the budget."""
+        return self.finish()
 
     @property
     def limit(self) -> float:
@@ -157,11 +166,14 @@ class Spending:
         return max(nfe, 0.0)
 
     def satisfied(self, patient: bool = False) -> bool:
-        """Whether to end although there is budget left: the target is reached, or (unless `patient`) patience at its
-        end."""
+        """Whether to end although there is budget left: the target is reached, somebody asked to finish, or (unless
+        `patient`) patience is at its end."""
         target, patience, log = self.budget.target, self.budget.patience, self.log
         if target is not None and log.of_stage(FINAL) and all(best >= target for best in self._best_scores()):
             self.reason = f"the target score of {target:g} is reached"
+            return True
+        if self.finishing:
+            self.reason = "it was asked to finish"
             return True
         if not patient and patience is not None and self.since_better >= patience:
             self.reason = f"patience is at its end: {patience} candidates in a row were no better"

@@ -69,10 +69,12 @@ class DraftAndFinal:
         drafting = run.drafts(steps, DRAFT, lambda coming: [run.cost(full).times(self._finals(run, coming))])
         with suppress(BudgetSpent):
             self.inner(drafting, seed)
-        # Out of patience, only the promised finals remain to be made; else all that the budget has room for.
+        # Out of patience, only the promised finals remain to be made; asked to finish, the best draft alone; else all
+        # that the budget has room for.
         impatient = run.spending.satisfied()
         try:
-            ranks: Iterator[int] = iter(range(self._finals(run))) if impatient else count()
+            promised = 1 if run.finishing else self._finals(run)
+            ranks: Iterator[int] = iter(range(promised)) if impatient else count()
             while chosen := self._ranked(run, stock, islice(ranks, run.engine.chunk)):
                 run.render(chosen, closing=True)
         finally:

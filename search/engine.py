@@ -76,7 +76,8 @@ class Engine(Protocol):
         ...
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
-        """Whole trajectories, decoded and scored, in order. The recipes in the answers say item and batch."""
+        """Whole trajectories, decoded and scored, in order; fewer where the search was asked to finish meanwhile. The
+        recipes in the answers say item and batch."""
         ...
 
     def drafts(self, steps: int) -> Engine:

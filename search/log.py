@@ -45,7 +45,8 @@ class SearchLog:
     """All candidates of one search over a latent batch of `rows` items, with `members` verifier columns.
 
     algorithm, settings, host: what the search ran with, written into every report. usual_ranges: what scores each
-    member usually gives, where it says so. stopped: why the search ended. findings: what the algorithm measured, such
+    member usually gives, where it says so. stopped: why the search ended; early: before its budget was spent, because
+    somebody asked. findings: what the algorithm measured, such
     as the rank correlation of drafts and finals; warnings: what the user should know. dropped: what was wrong with
     each candidate that has no score. extra_nfe, extra_seconds: spent on those, on probes, and on what had to be
     rendered again.
@@ -63,6 +64,7 @@ class SearchLog:
     extra_seconds: float = 0.0
     usual_ranges: tuple[tuple[float, float] | None, ...] | None = None
     stopped: str = ""
+    early: bool = False
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)

@@ -102,9 +102,11 @@ class SearchOverPaths:
             if not found:
                 break
             paths = self._best(run, found)
+            if run.finishing:
+                break
         else:
             return
-        for path in paths:
+        for path in paths[:1] if run.finishing else paths:
             pause = run.renoise(path, path.level, 0)  # adds nothing; the recipe must say that sampling paused here
             run.score(run.denoise(pause, 0.0), closing=True)
 
@@ -123,6 +125,8 @@ class SearchOverPaths:
                 candidate = run.score(down)
                 if candidate is not None:
                     found.append((down, candidate))
+                if run.finishing:
+                    return found
         return found
 
     def _best(self, run: Run, found: list[tuple[State, Candidate]]) -> list[State]:

@@ -97,14 +97,15 @@ class Run:
 
         closing: they only finish what was decided, so patience does not count. Raises BudgetSpent at the first that
         does not fit, and as soon as the target is reached or patience is at its end. What the engine made beyond that
-        is thrown away, so that a search does not depend on how many candidates the engine takes at once.
+        is thrown away, so that a search does not depend on how many candidates the engine takes at once; but asked to
+        finish, it keeps what there is.
         """
         made: list[Candidate] = []
         while candidates:
             count, over = self._fitting(candidates), False
             chunk, candidates = candidates[:count], candidates[count:]
             for rendered in self.engine.render(chunk):
-                if over:
+                if over and not self.finishing:
                     self.spending.waste(rendered)
                 else:
                     made += filter(None, [self._add(rendered)])
@@ -155,9 +156,15 @@ class Run:
         pending = self.engine.pending()
         stage = PREVIEW if state.level > 0 else self.stage
         candidate = self._log(self.engine.score(state), stage, self._look(state.level), Cost(*pending))
-        if self.spending.satisfied(patient=closing):
+        if self.spending.satisfied(patient=closing) and not (stage == PREVIEW and self.finishing):
             raise BudgetSpent
         return candidate
+
+    @property
+    def finishing(self) -> bool:
+        """Whether the search was asked to end. Finished candidates then raise BudgetSpent; what is under way may be
+        brought to its end first."""
+        return self.spending.finishing
 
     def best(self, candidates: Sequence[Candidate], row: int = 0) -> Candidate:
         """The best of these for one item of the batch, by its place among all so far; of equal ones the first."""
@@ -238,18 +245,21 @@ def search(
     budget: Budget | None = None,
     on_candidate: OnCandidate | None = None,
     drop: bool = False,
+    finish: Callable[[], bool] = lambda: False,
 ) -> Pool:
     """Runs an algorithm until its budget is spent; the pool then holds its candidates and the results of the best.
 
-    drop: leave out candidates without a score (NaN images) instead of raising ValueError. Winners that were sampled in
+    drop: leave out candidates without a score (NaN images) instead of raising ValueError. finish: whether somebody
+    asked to end with the best so far; looked at after every candidate. Winners that were sampled in
     a batch are rendered again alone, and so are candidates that a rank-based order brought back among the best after
     their results were let go. Raises ValueError for a budget or an algorithm that does not fit the engine.
     """
     log = pool.log
-    run = Run(engine, pool, Spending(budget or Budget(), log, engine), on_candidate, drop=drop)
+    run = Run(engine, pool, Spending(budget or Budget(), log, engine, finish), on_candidate, drop=drop)
     with suppress(BudgetSpent):
         algorithm(run, seed)
     log.stopped = run.spending.reason
+    log.early = run.finishing
     _render_again(engine, pool)
     if log.dropped:
         log.warnings.append(f"{len(log.dropped)} candidates were dropped. The last: {log.dropped[-1]}")
