@@ -239,8 +239,7 @@ def _shared(
     dtype = resolve_dtype(precision)
     kind = registry.get(name)
     path, architecture = kind.resolve(path, architecture)
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-    network = (file_stamp(files), architecture, dtype)
+    network = (file_stamp(kind.files(path)), architecture, dtype)
     key = (name, label, *network)
     hosted = _loaded.get(key)
     if hosted is None:

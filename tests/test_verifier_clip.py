@@ -10,7 +10,8 @@ import pytest
 import tiny_clips
 import torch
 from noise_search.verifiers.base import Verifier, VerifierError
-from noise_search.verifiers.clip import MAX_PROMPTS, CLIPScore
+from noise_search.verifiers.clip import CLIPScore
+from noise_search.verifiers.network import MAX_PROMPTS
 from PIL import Image
 
 PROMPTS = ["a red circle above a blue square", "two small green triangles", "a", "x" * 40]

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from .base import VerifierError, require
+from .network import Network
 from .preprocess import Preprocess
-from .weights import WEIGHT_SUFFIXES, read_weights
+from .weights import WEIGHT_SUFFIXES, difference, listed, read_weights
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS_CONFIG = "config.json"
@@ -35,25 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DualEncoder:
+class DualEncoder(Network):
     """Two towers into one space, and what they need around them.
 
-    encode_image: float [1, 3, h, w] in the module's dtype -> [1, D]. encode_text: ids [1, L] -> [1, D].
-    tokenize: text -> (ids [1, L], how many tokens the whole text has). architecture: what was
-    chosen beyond what the files say, "" for a folder. scale: exp(logit_scale), the factor of the cosines in training.
-    files: all that determine the result.
+    encode_image: float [1, 3, h, w] in the module's dtype -> [1, D]. encode_text: ids [1, L] -> [1, D]. architecture:
+    "" for a folder. scale: exp(logit_scale), the factor of the cosines in training.
     """
 
-    module: torch.nn.Module
     encode_image: Callable[[torch.Tensor], torch.Tensor]
     encode_text: Callable[[torch.Tensor], torch.Tensor]
-    tokenize: Callable[[str], tuple[torch.Tensor, int]]
-    preprocess: Preprocess
-    context_length: int
-    architecture: str
     sigmoid: bool
     scale: float
-    files: tuple[Path, ...]
 
 
 def load_dual_encoder(path: str | Path, architecture: str = "") -> DualEncoder:
@@ -141,7 +134,7 @@ def _build_open_clip(model_cfg: Mapping[str, Any], source: Path) -> Any:
 def _fill_open_clip(model: torch.nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
     expected = model.state_dict()
     state = _open_clip_names(state, expected)
-    problem = _difference(expected, state)
+    problem = difference(expected, state)
     if problem:
         raise VerifierError(f"{source} does not fit its architecture: {problem}")
     model.load_state_dict(state)
@@ -256,7 +249,7 @@ def _load_transformers_folder(folder: Path, weights: Path) -> DualEncoder:
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:  # transformers would leave them at random values
         raise VerifierError(
-            f"{weights} lacks, or has in other sizes, {_listed(wrong)}; both towers of a model are needed"
+            f"{weights} lacks, or has in other sizes, {listed(wrong)}; both towers of a model are needed"
         )
     context_length = config.text_config.max_position_embeddings
     return _transformers_encoder(
@@ -379,7 +372,7 @@ def _load_file(path: Path, architecture: str) -> DualEncoder:
     raise VerifierError(
         f"{path} is not a complete CLIP: an image tower and a text tower are needed, under open_clip's names "
         "(visual.*, transformer.*) or transformers' (vision_model.*, text_model.* and their projections); "
-        f"found {_listed(sorted({_prefix(key) for key in state}))}"
+        f"found {listed(sorted({_prefix(key) for key in state}))}"
     )
 
 
@@ -393,7 +386,7 @@ def _load_open_clip_file(open_clip: Any, path: Path, state: dict, architecture: 
     if architecture:
         with torch.device("meta"):  # filling the real thing with random values takes a while, so compare shapes first
             shapes = _build_open_clip(config, path).state_dict()
-        if problem := _difference(shapes, _open_clip_names(state, shapes)):
+        if problem := difference(shapes, _open_clip_names(state, shapes)):
             raise VerifierError(f"{path} does not fit its architecture {name}: {problem}")
     model = _build_open_clip(config, path)
     _fill_open_clip(model, state, path)
@@ -453,7 +446,7 @@ def _load_transformers_file(open_clip: Any, path: Path, state: dict, architectur
         },
     )
     model = transformers.CLIPModel(hf_config)
-    problem = _difference(model.state_dict(), state)
+    problem = difference(model.state_dict(), state)
     if problem:
         raise VerifierError(f"{path} does not fit its architecture {name}: {problem}")
     model.load_state_dict(state)
@@ -486,7 +479,7 @@ def _matches(open_clip: Any, name: str, state: Mapping[str, torch.Tensor]) -> bo
             expected = _build_open_clip(config, Path(name)).state_dict()
         except VerifierError:
             return False
-    return not _difference(expected, _open_clip_names(dict(state), expected))
+    return not difference(expected, _open_clip_names(dict(state), expected))
 
 
 def _text_shape(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int] | None:
@@ -527,7 +520,7 @@ def _one_architecture(path: Path, matching: list[str], state: Mapping[str, torch
     shapes = {key: tuple(value.shape) for key, value in state.items() if key.endswith(_TELLING)}
     raise VerifierError(
         f"{path} fits none of the architectures that open_clip knows; found {len(state)} weights, among them "
-        f"{_listed([f'{key} {shape}' for key, shape in sorted(shapes.items())])}; if the model has a configuration "
+        f"{listed([f'{key} {shape}' for key, shape in sorted(shapes.items())])}; if the model has a configuration "
         f"({OPEN_CLIP_CONFIG} or {TRANSFORMERS_CONFIG}), put it with the weights into a folder of their own"
     )
 
@@ -661,25 +654,6 @@ def _transformers_sizes(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
 
 
 # small things
-
-
-def _difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
-    missing = sorted(set(expected) - set(state))
-    if missing:
-        return f"it lacks {_listed(missing)}"
-    extra = sorted(set(state) - set(expected))
-    if extra:
-        return f"it also has {_listed(extra)}"
-    wrong = [key for key in expected if expected[key].shape != state[key].shape]
-    if wrong:
-        shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}" for key in wrong]
-        return f"it has {_listed(shapes)}"
-    return ""
-
-
-def _listed(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _prefix(key: str) -> str:

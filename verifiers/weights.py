@@ -92,6 +92,27 @@ def file_stamp(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple(stamps)
 
 
+def difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """How the names and shapes of `state` differ from the expected ones, "" if they do not."""
+    missing = sorted(set(expected) - set(state))
+    if missing:
+        return f"it lacks {listed(missing)}"
+    extra = sorted(set(state) - set(expected))
+    if extra:
+        return f"it also has {listed(extra)}"
+    wrong = [key for key in expected if expected[key].shape != state[key].shape]
+    if wrong:
+        shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}" for key in wrong]
+        return f"it has {listed(shapes)}"
+    return ""
+
+
+def listed(names: list[str], limit: int = 8) -> str:
+    """The first few of the names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 _ZIP = "a torch.save file"
 _PICKLE = "a Python pickle"
 _TORCHSCRIPT = "a TorchScript archive (a program with weights, the format of OpenAI's original downloads)"
