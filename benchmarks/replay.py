@@ -67,6 +67,9 @@ class ReplayEngine:
             values = self.rewards[recipe.seed % len(self.rewards), -1:]
             yield Rendered(recipes, values, nfe=self.steps, nfe_per_row=self.steps, results=(recipe.seed,))
 
+    def remake(self, recipes: Recipes) -> Rendered:
+        return next(self.render([recipes]))
+
 
 def search(engine: ReplayEngine, seed: int, candidates: int, aggregator: Aggregator | None = None) -> SearchLog:
     """One Random Search from `seed`; the pool keeps no pictures, as there are none."""

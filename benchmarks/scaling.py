@@ -19,7 +19,6 @@ import math
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import _pack
@@ -34,6 +33,7 @@ from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import FINAL, Pool, SearchLog
 from noise_search.search.paths import SearchOverPaths
 from noise_search.search.random_search import RandomSearch
+from noise_search.search.remember import Notes, RememberingEngine
 from noise_search.search.run import search
 from noise_search.search.zero_order import ZeroOrderSearch
 
@@ -71,69 +71,6 @@ class BothJudges:
         return torch.cat([self.learned.score(images, prompts), torch.tensor(verdicts)[:, None]], dim=1)
 
 
-class RememberingEngine:
-    """An engine that computes nothing twice, but counts it every time. One prompt's worth."""
-
-    rows = 1
-    deterministic = True
-    chunk = 1
-
-    def __init__(self, engine, known=None):
-        self.engine = engine
-        self.known = {} if known is None else known
-        self.members, self.steps = engine.members, engine.steps
-        self.nfe, self.seconds = 0, 0.0
-
-    def pending(self):
-        return self.nfe, self.seconds
-
-    def drafts(self, steps):
-        return RememberingEngine(self.engine.drafts(steps), self.known.setdefault(("drafts", steps), {}))
-
-    def render(self, candidates):
-        for recipes in candidates:
-            yield self._answer(("render", recipes), lambda recipes=recipes: next(self.engine.render([recipes])))
-
-    def start(self, recipes):
-        return self.engine.start(recipes)
-
-    def denoise(self, state, level):
-        return self._recall(("denoise", state.recipes, state.level, level), lambda: self.engine.denoise(state, level))
-
-    def renoise(self, state, level, seed):
-        return self.engine.renoise(state, level, seed)
-
-    def score(self, state):
-        return self._answer(("score", state.recipes, state.level), lambda: self.engine.score(state))
-
-    def join(self, states):
-        return self.engine.join(states)
-
-    def steps_between(self, start, end):
-        return self.engine.steps_between(start, end)
-
-    def _recall(self, key, compute):
-        """The result of some work, and its cost added to what is pending."""
-        if key not in self.known:
-            nfe, seconds = self.engine.pending()
-            result = compute()
-            after = self.engine.pending()
-            if isinstance(getattr(result, "nfe", None), int):  # an answer: the engine starts counting anew
-                spent = result.nfe - nfe, sum(result.seconds.values()) - seconds
-                result = replace(result, results=(), thumbnails=None)
-            else:
-                spent = after[0] - nfe, after[1] - seconds
-            self.known[key] = result, spent
-        result, spent = self.known[key]
-        self.nfe, self.seconds = self.nfe + spent[0], self.seconds + spent[1]
-        return result
-
-    def _answer(self, key, compute):
-        result = self._recall(key, compute)
-        nfe, seconds, self.nfe, self.seconds = self.nfe, self.seconds, 0, 0.0
-        return replace(result, nfe=nfe, nfe_per_row=nfe, seconds={"all": seconds})
-
-
 def measure(index: int, prompt: str, world) -> dict[str, dict]:
     """All searches of one prompt: {"algorithm/selector/budget": {"learned", "oracle", "nfe", ...}}."""
     from noise_search.host.engine import ComfyEngine
@@ -143,7 +80,7 @@ def measure(index: int, prompt: str, world) -> dict[str, dict]:
     latent = {"samples": torch.zeros(1, 16, 16, 16)}
     positive, negative = encode(prompt), encode("")
     sampling = Sampling.ksampler(model, STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent)
-    engine = RememberingEngine(ComfyEngine(sampling, vae, judges, prompt))
+    engine = RememberingEngine(ComfyEngine(sampling, vae, judges, prompt), Notes())  # nothing is computed twice
     budgets = [budget for budget in BUDGETS if budget < LARGE or index % LARGE_EVERY == 0]
     rows: dict[str, dict] = {}
     for name, algorithm in ALGORITHMS.items():

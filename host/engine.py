@@ -151,6 +151,9 @@ class ComfyEngine:
             if self.finish():
                 return
 
+    def remake(self, recipes: Recipes) -> Rendered:
+        return next(self.render([recipes]))
+
     def _chunk(self, chunk: Sequence[Recipes]) -> Iterator[Rendered]:
         """Samples all of these, then decodes and scores them in turn; where networks swap, all are decoded first."""
         if self.steps and any(recipe.jumps for recipes in chunk for recipe in recipes):

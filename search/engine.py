@@ -26,6 +26,7 @@ class Rendered:
     thumbnails: uint8 [rows, height, width, 3], or None.
     together: sampled in one batch with other candidates, so that the last bits may differ from the same alone.
     error: why this candidate has no score, or None.
+    recalled: known from an earlier search, so that nothing was computed; then there are no results.
     """
 
     recipes: Recipes
@@ -37,6 +38,7 @@ class Rendered:
     thumbnails: torch.Tensor | None = None
     together: bool = False
     error: str | None = None
+    recalled: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Engine(Protocol):
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
         """Whole trajectories, decoded and scored, in order; fewer where the search was asked to finish meanwhile. The
         recipes in the answers say item and batch."""
+        ...
+
+    def remake(self, recipes: Recipes) -> Rendered:
+        """One candidate whole and alone, with its results, even where it is known from before."""
         ...
 
     def drafts(self, steps: int) -> Engine:

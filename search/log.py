@@ -27,7 +27,8 @@ class Candidate:
 
     recipes: one per item of the latent batch; values: raw verifier values [rows][members]; nfe, nfe_per_row, seconds:
     as in `Rendered`. stage: "final" can win; "draft" was made on the coarse schedule and "preview" is the x0 prediction
-    of a trajectory under way, which only rank what goes on. together: sampled in one batch with others.
+    of a trajectory under way, which only rank what goes on. together: sampled in one batch with others. recalled: known
+    from an earlier search.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Candidate:
     seconds: Mapping[str, float]
     stage: str = FINAL
     together: bool = False
+    recalled: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -85,6 +87,7 @@ class SearchLog:
             seconds=dict(rendered.seconds),
             stage=stage,
             together=rendered.together,
+            recalled=rendered.recalled,
         )
         self.candidates.append(candidate)
         self.keep_thumbnails(index, rendered)
@@ -149,6 +152,11 @@ class SearchLog:
         """Wall time of sampling, decoding and scoring, for the whole search."""
         return sum(sum(candidate.seconds.values()) for candidate in self.candidates) + self.extra_seconds
 
+    @property
+    def recalled(self) -> list[Candidate]:
+        """The candidates that were known from an earlier search. Their NFE and seconds are those of then."""
+        return [candidate for candidate in self.candidates if candidate.recalled]
+
     def spent(self) -> list[tuple[int, float]]:
         """(NFE per item of the batch, seconds) spent on the search once each candidate was there."""
         nfe = accumulate(candidate.nfe_per_row for candidate in self.candidates)
@@ -196,6 +204,7 @@ class SearchLog:
             "nfe": self.nfe,
             "seconds": self.seconds,
             "stopped": self.stopped,
+            "recalled": {"candidates": len(self.recalled), "nfe": sum(one.nfe for one in self.recalled)},
             "findings": dict(self.findings),
             "warnings": list(self.warnings),
             "dropped": list(self.dropped),

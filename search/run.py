@@ -13,10 +13,15 @@ from .engine import Engine, Recipes, Rendered, State
 from .log import FINAL, PREVIEW, Candidate, Pool, SearchLog
 from .recipe import Jump, Recipe
 
+VALUE_APART = 1e-4  # of a score: where nothing else is known, rounding alone
 RANGE_APART = 0.01  # of a verifier's usual range: so far may the scores of a run alone and in a batch be apart
 SPREAD_APART = 0.05  # the same of the spread of its scores, where it has no usual range
 OnCandidate = Callable[["Run", Candidate], None]
 Reserve = Callable[[int], Sequence[Cost]]
+
+
+class StaleMemory(Exception):
+    """What is remembered of a search is not what it gives now: something changed that nobody could see."""
 
 
 class Algorithm(Protocol):
@@ -252,7 +257,8 @@ def search(
     drop: leave out candidates without a score (NaN images) instead of raising ValueError. finish: whether somebody
     asked to end with the best so far; looked at after every candidate. Winners that were sampled in
     a batch are rendered again alone, and so are candidates that a rank-based order brought back among the best after
-    their results were let go. Raises ValueError for a budget or an algorithm that does not fit the engine.
+    their results were let go, or that are only remembered: StaleMemory says that those no longer score what they did.
+    Raises ValueError for a budget or an algorithm that does not fit the engine.
     """
     log = pool.log
     run = Run(engine, pool, Spending(budget or Budget(), log, engine, finish), on_candidate, drop=drop)
@@ -273,17 +279,20 @@ def search(
 
 
 def _render_again(engine: Engine, pool: Pool) -> None:
-    """Renders alone what is among the best and was let go, and the winners that were sampled in a batch."""
+    """Renders alone what is among the best and was let go or is only remembered, and the winners sampled in a batch."""
     log = pool.log
     in_batch = {log.best(row).index for row in range(log.rows) if log.best(row).together}
     apart = 0.0
     for index in sorted({*pool.missing(), *in_batch}):
-        [rendered] = engine.render([log.candidates[index].recipes])
+        candidate = log.candidates[index]
+        rendered = engine.remake(candidate.recipes)
         if rendered.error is not None:
             raise ValueError(f"candidate {index}, when it was rendered again: {rendered.error}")
+        difference = (rendered.values - torch.tensor(candidate.values)).abs()
+        if candidate.recalled and bool((difference > _tolerance(log)).any()):
+            raise StaleMemory(f"candidate {index} scored {candidate.values} before and {rendered.values.tolist()} now")
         pool.restore(index, rendered)
         if index in in_batch:
-            difference = (rendered.values - torch.tensor(log.candidates[index].values)).abs()
             apart = max(apart, float(difference.max()))
             if bool((difference > _tolerance(log)).any()):
                 log.warnings.append(
@@ -296,9 +305,11 @@ def _render_again(engine: Engine, pool: Pool) -> None:
 
 
 def _tolerance(log: SearchLog) -> torch.Tensor:
-    """How far scores alone and in a batch may be apart, float64 [rows, members]: more than rounding ever makes."""
+    """How far scores alone and in a batch, or then and now, may be apart, float64 [rows, members]: more than rounding
+    ever makes."""
     finals = torch.tensor([candidate.values for candidate in log.of_stage()], dtype=torch.float64)
-    limits = SPREAD_APART * (finals.amax(dim=0) - finals.amin(dim=0))
+    spread, size = finals.amax(dim=0) - finals.amin(dim=0), finals.abs().amax(dim=0)
+    limits = torch.maximum(SPREAD_APART * spread, VALUE_APART * size)
     for member, usual in enumerate(log.usual_ranges or ()):
         if usual is not None:
             limits[:, member] = RANGE_APART * (usual[1] - usual[0])

@@ -80,6 +80,9 @@ class SyntheticEngine:
             ends = {like: self.follow(whole, like) for like in dict.fromkeys(map(levels, whole))}
             yield self.score(self.join([ends[levels(recipe)] for recipe in whole]))
 
+    def remake(self, recipes):
+        return next(self.render([recipes]))
+
     def follow(self, recipes, like):
         """The whole batch on the jumps of those items that jump at these levels."""
         [jumps, *_] = (recipe.jumps for recipe in recipes if levels(recipe) == like)

@@ -1,0 +1,233 @@
+"""Never computing a candidate twice: an engine on top of another that looks into a memory first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from .engine import Engine, Recipes, Rendered, State
+from .recipe import Jump, to_json
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a piece of work took: rows through the denoiser, and wall time by phase."""
+
+    nfe: int
+    seconds: Mapping[str, float]
+
+
+class Memory(Protocol):
+    """What is known of one search from before: everything but the seed, the budget and the algorithm is the same.
+
+    `work` names a piece of work, such as a candidate on a schedule. What is remembered costs what it did then.
+    """
+
+    def candidate(self, work: str) -> Rendered | None:
+        """A scored candidate, without its results."""
+        ...
+
+    def segment(self, work: str) -> Spent | None:
+        """What sampling a segment of a trajectory took."""
+        ...
+
+    def keep_candidate(self, work: str, rendered: Rendered) -> None: ...
+
+    def keep_segment(self, work: str, spent: Spent) -> None: ...
+
+
+class Notes:
+    """A `Memory` that lasts as long as this object."""
+
+    def __init__(self) -> None:
+        self.candidates: dict[str, Rendered] = {}
+        self.segments: dict[str, Spent] = {}
+
+    def candidate(self, work: str) -> Rendered | None:
+        return self.candidates.get(work)
+
+    def segment(self, work: str) -> Spent | None:
+        return self.segments.get(work)
+
+    def keep_candidate(self, work: str, rendered: Rendered) -> None:
+        self.candidates[work] = replace(rendered, results=(), recalled=True)
+
+    def keep_segment(self, work: str, spent: Spent) -> None:
+        self.segments[work] = spent
+
+
+@dataclass
+class _Books:
+    """Spent since the last answer, one for an engine and its drafts. known: how much of what the engine below calls
+    pending is in here already."""
+
+    nfe: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    known: tuple[int, float] = (0, 0.0)
+
+    def add(self, spent: Spent) -> None:
+        self.nfe += spent.nfe
+        for phase, seconds in spent.seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def close(self) -> Spent:
+        spent = Spent(self.nfe, self.seconds)
+        self.nfe, self.seconds = 0, {}
+        return spent
+
+
+class _Lazy:
+    """A state of the engine below, made when it is needed and then kept."""
+
+    def __init__(self, make: Callable[[], State]):
+        self._make: Callable[[], State] | None = make
+        self._state: State | None = None
+
+    def get(self) -> State:
+        if self._state is None:
+            assert self._make is not None
+            self._state, self._make = self._make(), None  # the states before it are no longer needed
+        return self._state
+
+
+class RememberingEngine:
+    """An `Engine` that answers from a memory what is known, and has the engine below make the rest.
+
+    What is known is charged as it was when it was made, so a search goes the way that it went before, and on from where
+    it ended. States of trajectories are not remembered: they are made again where the search goes on from one, which
+    `extra_nfe` counts. Candidates that fail are not remembered.
+    """
+
+    def __init__(self, engine: Engine, memory: Memory):
+        self.engine, self.memory = engine, memory
+        self.members, self.rows = engine.members, engine.rows
+        self.books = _Books(known=engine.pending())
+        self.extra = [0]  # shared with the drafts
+
+    @property
+    def steps(self) -> int:
+        return self.engine.steps
+
+    @property
+    def deterministic(self) -> bool:
+        return self.engine.deterministic
+
+    @property
+    def chunk(self) -> int:
+        return self.engine.chunk
+
+    @property
+    def extra_nfe(self) -> int:
+        """Rows through the denoiser for states that were known and made again."""
+        return self.extra[0]
+
+    def pending(self) -> tuple[int, float]:
+        nfe, seconds = self.engine.pending()
+        return (
+            self.books.nfe + max(nfe - self.books.known[0], 0),
+            sum(self.books.seconds.values()) + max(seconds - self.books.known[1], 0.0),
+        )
+
+    def drafts(self, steps: int) -> RememberingEngine:
+        other = copy.copy(self)
+        other.engine = self.engine.drafts(steps)
+        return other
+
+    def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
+        works = [self._work("whole", recipes) for recipes in candidates]
+        known = [self.memory.candidate(work) for work in works]
+        missing = [recipes for recipes, one in zip(candidates, known, strict=True) if one is None]
+        made = iter(self.engine.render(missing) if missing else ())
+        for work, one in zip(works, known, strict=True):
+            if one is None:
+                one = next(made, None)
+                if one is None:  # the search was asked to finish
+                    return
+                one = self._only(one)
+                self._keep(work, one)
+            yield self._answer(one)
+
+    def remake(self, recipes: Recipes) -> Rendered:
+        return self._only(self.engine.remake(recipes))
+
+    def start(self, recipes: Recipes) -> State:
+        return self._state(self.engine.start(recipes))
+
+    def denoise(self, state: State, level: float) -> State:
+        work = self._work(f"from {state.level!r} to {level!r}", state.recipes)
+        spent = self.memory.segment(work)
+        if spent is not None:
+            self.books.add(spent)
+            return replace(state, level=level, latent=_Lazy(lambda: self._again(state, level)))
+        below = state.latent.get()
+        there, spent = self._measure(lambda: self.engine.denoise(below, level))
+        self.memory.keep_segment(work, spent)
+        self.books.add(spent)
+        return self._state(there)
+
+    def renoise(self, state: State, level: float, seed: int) -> State:
+        jump = Jump(seed, state.level, level)
+        recipes = tuple(recipe.jump(jump) for recipe in state.recipes)
+        return State(recipes, level, _Lazy(lambda: self.engine.renoise(state.latent.get(), level, seed)))
+
+    def score(self, state: State) -> Rendered:
+        work = self._work(f"at {state.level!r}", state.recipes)
+        known = self.memory.candidate(work)
+        if known is None:
+            below = state.latent.get()
+            nfe, seconds = self.engine.pending()
+            made = self.engine.score(below)
+            sampling = {**made.seconds, "sample": max(made.seconds.get("sample", 0.0) - seconds, 0.0)}
+            known = replace(made, nfe=made.nfe - nfe, seconds=sampling)
+            self.books.known = self.engine.pending()
+            self._keep(work, known)
+        return self._answer(known)
+
+    def join(self, states: Sequence[State]) -> State:
+        recipes = tuple(state.recipes[row] for row, state in enumerate(states))
+        make = lambda: self.engine.join([state.latent.get() for state in states])  # noqa: E731
+        return State(recipes, states[0].level, _Lazy(make))
+
+    def steps_between(self, start: float, end: float) -> int:
+        return self.engine.steps_between(start, end)
+
+    def _work(self, what: str, recipes: Recipes) -> str:
+        return f"{self.engine.steps} steps, {what}: {to_json(list(recipes))}"
+
+    def _state(self, below: State) -> State:
+        return State(below.recipes, below.level, _Lazy(lambda: below))
+
+    def _measure(self, work: Callable[[], State]) -> tuple[State, Spent]:
+        """Some sampling below, and what it took."""
+        nfe, seconds = self.engine.pending()
+        there = work()
+        self.books.known = after = self.engine.pending()
+        return there, Spent(after[0] - nfe, {"sample": after[1] - seconds})
+
+    def _again(self, state: State, level: float) -> State:
+        """A segment that is known and charged, for its state."""
+        below = state.latent.get()
+        there, spent = self._measure(lambda: self.engine.denoise(below, level))
+        self.extra[0] += spent.nfe
+        return there
+
+    def _only(self, made: Rendered) -> Rendered:
+        """What a candidate took alone, where its engine also answers for what was pending before."""
+        before, after = self.books.known, self.engine.pending()
+        if after[0] < before[0]:
+            self.books.known = (0, 0.0)
+            sampling = {**made.seconds, "sample": max(made.seconds.get("sample", 0.0) - before[1], 0.0)}
+            made = replace(made, nfe=made.nfe - before[0], seconds=sampling)
+        return made
+
+    def _keep(self, work: str, made: Rendered) -> None:
+        if made.error is None:
+            self.memory.keep_candidate(work, made)
+
+    def _answer(self, made: Rendered) -> Rendered:
+        """A candidate with all that was spent since the last one."""
+        self.books.add(Spent(made.nfe, made.seconds))
+        spent = self.books.close()
+        return replace(made, nfe=spent.nfe, nfe_per_row=spent.nfe // self.rows, seconds=spent.seconds)
