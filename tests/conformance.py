@@ -54,6 +54,9 @@ class Spy:
     def render(self, candidates):
         return map(self.note, self.engine.render(candidates))
 
+    def remake(self, recipes):
+        return self.note(self.engine.remake(recipes))
+
     def score(self, state):
         return self.note(self.engine.score(state))
 
