@@ -15,6 +15,7 @@ import torch
 
 from ..search.engine import Recipes, Rendered, State
 from .batching import Batches, Sampled
+from .ensemble import Jury
 from .memory import with_memory
 from .sampling import Sampling
 from .trajectory import Trajectories
@@ -109,6 +110,7 @@ class ComfyEngine:
         self.prompt = prompt
         self.on_step = on_step
         self.options = options or Options()
+        self.jury = Jury(verifier)
         self.members = tuple(verifier.members)
         self.rows = sampling.rows
         self.books = Books(sampling.evaluations.rows)
@@ -230,14 +232,13 @@ class ComfyEngine:
 
     def _score_all(self, decoded: Sequence[Decoded]) -> list[Scored]:
         """Scores several candidates, verifier by verifier, so that each network of an ensemble is loaded once."""
-        judges = [judge for judge, _ in getattr(self.verifier, "judges", ((self.verifier, 1.0),))]
         values: list[list[torch.Tensor]] = [[] for _ in decoded]
         seconds = [0.0] * len(decoded)
-        for judge in judges:
+        for number, judge in self.jury.seats():
             for index, one in enumerate(decoded):
                 start = time.perf_counter()
                 if bad_pixels(one.images, "") is None:
-                    values[index].append(torch.stack([self.judge(image, judge) for image in one.images]))
+                    values[index].append(self.jury.ask(number, self.rows, partial(self._judge_all, one.images, judge)))
                 seconds[index] += time.perf_counter() - start
                 self.books.add("score", time.perf_counter() - start)
         blank = torch.zeros(self.rows, len(self.members))
@@ -267,7 +268,11 @@ class ComfyEngine:
             thumbnails=thumbnails(images) if error is None else None,
             together=sampled.together,
             error=error,
+            failed=self.jury.failed,
         )
+
+    def _judge_all(self, images: Sequence[torch.Tensor], verifier: Any) -> torch.Tensor:
+        return torch.stack([self.judge(image, verifier) for image in images])
 
     def judge(self, frames: torch.Tensor, verifier: Any = None) -> torch.Tensor:
         """Values [members] of one image, or the mean over evenly spaced frames of one video. frames: [F, H, W, C]."""

@@ -4,52 +4,88 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..search.aggregate import METHODS, Aggregator
+from ..verifiers.base import VerifierError
 from .verifier import HostedVerifier
 
 MEAN_RANK, Z_SCORE, WEIGHTED_SUM = COMBINE = ("mean rank", "z-score", "weighted sum")
 METHOD_OF = dict(zip(COMBINE, METHODS, strict=True))
+log_to_console = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A verifier of an ensemble. weight: how much it counts, 0 only reports. gate: the least that each of its members
+    must give, None for no gate. drop: if it fails it is left out for the rest of the search, else it ends that."""
+
+    verifier: HostedVerifier
+    weight: float = 1.0
+    gate: float | None = None
+    drop: bool = False
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of its members: a verifier may have some that only report."""
+        own = getattr(getattr(self.verifier, "aggregator", None), "weights", None)
+        return tuple(self.weight * one for one in own or (1.0,) * len(self.verifier.members))
+
+    @property
+    def gates(self) -> tuple[float | None, ...]:
+        """Of its members: those that only report because the verifier says so have none."""
+        own = getattr(getattr(self.verifier, "aggregator", None), "weights", None)
+        return tuple(self.gate if one > 0 else None for one in own or (1.0,) * len(self.verifier.members))
 
 
 class VerifierEnsemble:
     """Verifiers that score the same images, combined by an aggregator; a weight of 0 is reported and does not decide.
 
-    judges: (verifier, weight), one or more; an ensemble among them brings in its members, their weights multiplied.
-    combine: "mean rank", "z-score" or "weighted sum". Raises ValueError where no verifier decides.
+    judges: one or more, also as pairs (verifier, weight); an ensemble among them brings in its members, their weights
+    multiplied, with their gates. combine: "mean rank", "z-score" or "weighted sum". drop_failed: whether a verifier
+    that fails is left out for the rest of the search. Raises ValueError where no verifier decides.
     """
 
-    def __init__(self, judges: Sequence[tuple[HostedVerifier | VerifierEnsemble, float]], combine: str = MEAN_RANK):
-        flat = [judge for verifier, weight in judges for judge in _flat(verifier, weight)]
-        for verifier, weight in flat:
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"the weight of {', '.join(verifier.members)} must be 0 or more, not {weight}")
-        weights = tuple(weight for verifier, weight in flat for _ in verifier.members)
+    def __init__(
+        self,
+        judges: Sequence[Judge | tuple[HostedVerifier | VerifierEnsemble, float]],
+        combine: str = MEAN_RANK,
+        drop_failed: bool = False,
+    ):
+        flat = [one for judge in judges for one in _flat(judge, drop_failed)]
+        for judge in flat:
+            if not 0 <= judge.weight < math.inf:
+                raise ValueError(
+                    f"the weight of {', '.join(judge.verifier.members)} must be 0 or more, not {judge.weight}"
+                )
+        weights = tuple(weight for judge in flat for weight in judge.weights)
+        gates = tuple(gate for judge in flat for gate in judge.gates)
         if not any(weights):
-            names = ", ".join(name for verifier, _ in flat for name in verifier.members)
+            names = ", ".join(name for judge in flat for name in judge.verifier.members)
             raise ValueError(
                 f"all weights are 0 ({names}), so nothing would choose the winner: give at least one verifier a weight"
             )
         if combine not in METHOD_OF:
             raise ValueError(f"unknown way to combine verifiers {combine!r}; known: {', '.join(COMBINE)}")
         self.judges = tuple(flat)
-        self.aggregator = Aggregator(METHOD_OF[combine], weights)
-        self.members = _unlike([name for verifier, _ in flat for name in verifier.members])
-        self.needs_prompt = any(verifier.needs_prompt for verifier, _ in flat)
-        self.usual_ranges = tuple(verifier.usual_range for verifier, _ in flat for _ in verifier.members)
-        limits = [verifier.prompt_tokens for verifier, _ in flat if verifier.prompt_tokens is not None]
+        self.aggregator = Aggregator(METHOD_OF[combine], weights, gates if any(g is not None for g in gates) else None)
+        self.members = _unlike([name for judge in flat for name in judge.verifier.members])
+        self.needs_prompt = any(judge.verifier.needs_prompt for judge in flat)
+        self.usual_ranges = tuple(judge.verifier.usual_range for judge in flat for _ in judge.verifier.members)
+        limits = [judge.verifier.prompt_tokens for judge in flat if judge.verifier.prompt_tokens is not None]
         self.prompt_tokens = min(limits, default=None)
 
     @property
     def patchers(self) -> list[Any]:
         """ComfyUI's handles on the networks."""
-        return [verifier.patcher for verifier, _ in self.judges if verifier.patcher is not None]
+        return [judge.verifier.patcher for judge in self.judges if judge.verifier.patcher is not None]
 
     @property
     def patcher(self) -> Any:
@@ -57,18 +93,88 @@ class VerifierEnsemble:
         return next(iter(self.patchers), None)
 
     def identity(self) -> str:
-        """What determines the values; the weights do not."""
-        return hashlib.sha256(json.dumps([verifier.identity() for verifier, _ in self.judges]).encode()).hexdigest()
+        """What determines the values; weights and gates do not."""
+        return hashlib.sha256(json.dumps([judge.verifier.identity() for judge in self.judges]).encode()).hexdigest()
 
     def score(self, images: torch.Tensor, prompts: str | Sequence[str]) -> torch.Tensor:
-        """Raw values of all members: float32 [B, members] on the CPU. Raises as the verifiers do."""
-        return torch.cat([verifier.score(images, prompts) for verifier, _ in self.judges], dim=1)
+        """Raw values of all members: float32 [B, members] on the CPU. Raises as the verifiers do, whatever their
+        `drop` says: what is to go on without one is a search, which has a `Jury`."""
+        return torch.cat([judge.verifier.score(images, prompts) for judge in self.judges], dim=1)
 
 
-def _flat(verifier: Any, weight: float) -> list[tuple[HostedVerifier, float]]:
-    if isinstance(verifier, VerifierEnsemble):
-        return [(member, weight * own) for member, own in verifier.judges]
-    return [(verifier, weight)]
+def gated(verifier: Any, least: float) -> VerifierEnsemble:
+    """The verifier with a gate: a candidate that it gives less than `least` loses to every one that passes.
+
+    Of two gates on one verifier the higher counts. Raises ValueError on an ensemble of several.
+    """
+    if not math.isfinite(least):
+        raise ValueError(f"a gate must be a number that a score can reach, not {least}")
+    if not isinstance(verifier, VerifierEnsemble):
+        return VerifierEnsemble([Judge(verifier, gate=least)])
+    if len(verifier.judges) > 1:
+        raise ValueError(
+            f"a gate is for one verifier, and this is an ensemble of {', '.join(verifier.members)}: put the gate "
+            "between a verifier and the ensemble"
+        )
+    [judge] = verifier.judges
+    gate = least if judge.gate is None else max(least, judge.gate)
+    return VerifierEnsemble([replace(judge, gate=gate)])
+
+
+class Jury:
+    """The judges of a verifier during one search, and which of them have failed and are left out since."""
+
+    def __init__(self, verifier: Any):
+        self.judges: tuple[Judge, ...] = getattr(verifier, "judges", None) or (Judge(verifier),)
+        self._causes: dict[int, str] = {}  # by judge
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """The members that are left out, by column, each with what happened."""
+        causes = [self._causes.get(number) for number, judge in enumerate(self.judges) for _ in judge.verifier.members]
+        return {column: cause for column, cause in enumerate(causes) if cause is not None}
+
+    def seats(self) -> Iterator[tuple[int, HostedVerifier]]:
+        """Number and verifier of each judge."""
+        return ((number, judge.verifier) for number, judge in enumerate(self.judges))
+
+    def ask(self, number: int, rows: int, score: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The judge's values [rows, members], all NaN where it is left out.
+
+        Raises what `score` raises. Only a judge that may be dropped is, for a VerifierError or a value that is no
+        number; running out of memory and Cancel are not its failure. Raises VerifierError where it was the last one
+        that decides.
+        """
+        judge = self.judges[number]
+        blank = torch.full((rows, len(judge.verifier.members)), math.nan)
+        if number in self._causes:
+            return blank
+        try:
+            values = score()
+            if judge.drop and not torch.isfinite(values).all():
+                raise VerifierError(f"verifier {', '.join(judge.verifier.members)} gave a score that is not a number")
+        except VerifierError as error:
+            if not judge.drop:
+                raise
+            others = (other for i, other in enumerate(self.judges) if i != number and i not in self._causes)
+            if not any(any(other.weights) for other in others):
+                raise VerifierError(f"{error}. No other verifier that decides is left") from error
+            self._causes[number] = f"{error}."
+            log_to_console.warning("Noise Search: dropped for the whole search: %s", self._causes[number])
+            return blank
+        return values
+
+
+def _flat(judge: Any, drop: bool) -> list[Judge]:
+    """One judge, or the judges of the ensemble that it is."""
+    judge = judge if isinstance(judge, Judge) else Judge(*judge)
+    drop = drop or judge.drop
+    if isinstance(judge.verifier, VerifierEnsemble):
+        return [
+            replace(member, weight=judge.weight * member.weight, drop=drop or member.drop)
+            for member in judge.verifier.judges
+        ]
+    return [replace(judge, drop=drop)]
 
 
 def _unlike(names: Sequence[str]) -> tuple[str, ...]:

@@ -123,6 +123,7 @@ def best_image(pool: Pool, candidate: Candidate) -> torch.Tensor | None:
 
 def _best(log: SearchLog) -> str:
     best, scores = log.best(), log.scores()
+    failing = " (fails a gate)" if log.merits()[best.index][0] else ""
     if len(log.of_stage()) == 1:
-        return f"score {scores[best.index]:.4g}"
-    return f"best {scores[best.index]:.4g} (candidate {best.index}) · stock {scores[0]:.4g}"
+        return f"score {scores[best.index]:.4g}{failing}"
+    return f"best {scores[best.index]:.4g} (candidate {best.index}){failing} · stock {scores[0]:.4g}"

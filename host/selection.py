@@ -6,6 +6,7 @@ import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -14,6 +15,7 @@ import torch
 
 from ..search.aggregate import Aggregator, check_values, order
 from .engine import bad_pixels, join_rows, take_row
+from .ensemble import Jury
 from .noise import RecipeNoise, recipes_of
 from .verifier import HostedVerifier
 
@@ -22,26 +24,40 @@ log_to_console = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """Raw values [candidates, rows, members] of a list of image batches, higher is better. Immutable."""
+    """Raw values [candidates, rows, members] of a list of image batches, higher is better. Immutable.
+
+    warnings: what the user should know, such as verifiers that were dropped; their values are NaN where they gave none.
+    """
 
     members: tuple[str, ...]
     values: torch.Tensor
     aggregator: Aggregator = Aggregator()
+    warnings: tuple[str, ...] = ()
 
     def row(self, row: int) -> torch.Tensor:
         """The aggregated score of every candidate for one item of the batch: float64 [candidates]."""
         return self.aggregator(self.values[:, row].to(torch.float64))
+
+    def order(self, row: int) -> list[int]:
+        """Candidates from best to worst for one item: those that pass all gates first."""
+        return order(self.row(row), self.aggregator.vetoes(self.values[:, row]))
 
     def flat(self) -> list[float]:
         """Every score, candidate by candidate and within one item by item."""
         return torch.stack([self.row(row) for row in range(self.values.shape[1])], dim=1).flatten().tolist()
 
     def summary(self) -> str:
-        """One line for the node: the best score of all images and the median."""
-        values = self.flat()
-        best = max(range(len(values)), key=values.__getitem__)
+        """For the node: the best score of all images and the median, how many fail a gate, and the warnings."""
+        values, vetoes = self.flat(), self.aggregator.vetoes(self.values.flatten(0, 1)).tolist()
+        best = max(range(len(values)), key=lambda index: (-vetoes[index], values[index]))
         candidate = best // self.values.shape[1]
-        return f"best {values[best]:.4g} (candidate {candidate}) · median {statistics.median(values):.4g}"
+        line = f"best {values[best]:.4g} (candidate {candidate}) · median {statistics.median(values):.4g}"
+        failing = sum(map(bool, vetoes))
+        if failing:
+            line += f" · {failing} of {len(vetoes)} fail a gate"
+        if failing == len(vetoes):
+            line += ": the best is the best of those"
+        return "\n".join([line, *self.warnings])
 
 
 def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, prompts: Sequence[str]) -> Scores:
@@ -51,7 +67,7 @@ def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, promp
     """
     if len(prompts) not in (1, len(images)):
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
-    rows = images[0].shape[0]
+    rows, jury = images[0].shape[0], Jury(verifier)
     bar = comfy.utils.ProgressBar(len(images))
     values = []
     for index, batch in enumerate(images):
@@ -64,11 +80,20 @@ def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, promp
         if problem := bad_pixels([batch], f"candidate {index}"):
             raise ValueError(problem)
         prompt = prompts[index if len(prompts) > 1 else 0]
-        # one image at a time, so that a candidate's score never depends on what else is in its batch
-        scored = torch.cat([verifier.score(batch[row : row + 1], [prompt]) for row in range(rows)])
-        values.append(check_values(scored, verifier.members, rows, index))
+        # one image at a time (below), so that a candidate's score never depends on what else is in its batch
+        score = partial(_score_rows, batch, prompt)
+        scored = torch.cat([jury.ask(number, rows, partial(score, judge)) for number, judge in jury.seats()], dim=1)
+        values.append(check_values(scored, verifier.members, rows, index, jury.failed))
         bar.update_absolute(index + 1)
-    return Scores(tuple(verifier.members), torch.stack(values), getattr(verifier, "aggregator", Aggregator()))
+    aggregator = getattr(verifier, "aggregator", None) or Aggregator()
+    if jury.failed:
+        aggregator = aggregator.without(jury.failed, len(verifier.members))
+    warnings = tuple(f"Dropped, for all images: {cause}" for cause in dict.fromkeys(jury.failed.values()))
+    return Scores(tuple(verifier.members), torch.stack(values), aggregator, warnings)
+
+
+def _score_rows(batch: torch.Tensor, prompt: str, verifier: HostedVerifier) -> torch.Tensor:
+    return torch.cat([verifier.score(image, [prompt]) for image in batch.split(1)])
 
 
 @dataclass(frozen=True)
@@ -113,7 +138,7 @@ def select(
                 f"a candidate has {rows} images and a latent of {items.shape[0]} items. These are the frames of a "
                 f"video, or another latent: search videos with Search KSampler, which keeps their frames together."
             )
-    ranks = list(zip(*(order(scores.row(row)) for row in range(rows)), strict=True))  # [rank][row] -> candidate
+    ranks = list(zip(*(scores.order(row) for row in range(rows)), strict=True))  # [rank][row] -> candidate
     table = [scores.row(row) for row in range(rows)]
     best = ranks[:k]
     return Selection(

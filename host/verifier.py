@@ -72,8 +72,8 @@ class HostedVerifier:
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one for all, or one for each")
         names = ", ".join(self.members)
-        self._load(images)
         try:
+            self._load(images)
             with torch.inference_mode():
                 values = self.verifier.score(images, prompts)
         except Exception as error:

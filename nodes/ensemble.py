@@ -1,13 +1,14 @@
-"""Verifier Ensemble."""
+"""Verifier Ensemble and Verifier Gate."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.ensemble import COMBINE, VerifierEnsemble
+from ..host.ensemble import COMBINE, VerifierEnsemble, gated
 from . import types
 
 PLACES = 4
+STOP, DROP = FAILED = ("stop with an error", "drop it")
 
 
 class Ensemble(io.ComfyNode):
@@ -33,18 +34,60 @@ class Ensemble(io.ComfyNode):
                     ),
                 ),
                 *(item for place in range(1, PLACES + 1) for item in _place(place)),
+                io.Combo.Input(
+                    "failed_verifier",
+                    options=list(FAILED),
+                    default=STOP,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What to do when a verifier fails. Dropped, it no longer counts in the whole search, which "
+                    "node, report and log say, and the others go on. The last one that decides always stops it.",
+                ),
             ],
             outputs=[types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")],
         )
 
     @classmethod
-    def execute(cls, combine, **places) -> io.NodeOutput:
+    def execute(cls, combine, failed_verifier=STOP, **places) -> io.NodeOutput:
         judges = []
         for place in range(1, PLACES + 1):
             verifier = places.get(f"verifier_{place}")
             if verifier is not None:
                 judges.append((verifier, places.get(f"weight_{place}", 1.0)))
-        return io.NodeOutput(VerifierEnsemble(judges, combine))
+        return io.NodeOutput(VerifierEnsemble(judges, combine, failed_verifier == DROP))
+
+
+class Gate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchVerifierGate",
+            display_name="Verifier Gate",
+            category=types.CATEGORY,
+            description=(
+                "Gives a verifier a veto: an image that it scores below the limit loses to every image that passes, "
+                "whatever other verifiers say. Put it between a verifier and Verifier Ensemble, or use it alone."
+            ),
+            search_aliases=["threshold", "veto", "minimum score", "at least"],
+            inputs=[
+                types.Verifier.Input("verifier", tooltip="One verifier, such as Aesthetic Score."),
+                io.Float.Input(
+                    "at_least",
+                    default=0.0,
+                    min=-1e6,
+                    max=1e6,
+                    step=0.1,
+                    round=0.0001,
+                    tooltip="The lowest score that passes, in the verifier's own numbers: run a search first and see "
+                    "in Search Report what it gives. To veto only, set its weight in the ensemble to 0.",
+                ),
+            ],
+            outputs=[types.Verifier.Output(display_name="verifier", tooltip="For Verifier Ensemble, search nodes.")],
+        )
+
+    @classmethod
+    def execute(cls, verifier, at_least) -> io.NodeOutput:
+        return io.NodeOutput(gated(verifier, at_least))
 
 
 def _place(place: int) -> list[io.Input]:
@@ -67,4 +110,4 @@ def _place(place: int) -> list[io.Input]:
     ]
 
 
-NODES = [Ensemble]
+NODES = [Ensemble, Gate]

@@ -194,6 +194,11 @@ class Canvas:
         x, y = centre
         self.polygon([(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)], colour)
 
+    def cross(self, centre: Point, radius: float, colour: str) -> None:
+        x, y = centre
+        for slope in (1, -1):
+            self.line([(x - radius, y - slope * radius), (x + radius, y + slope * radius)], colour, 1.6)
+
     def box(self, left: float, top: float, right: float, bottom: float, colour: str, radius: float = 0) -> None:
         corners = [left * SCALE, top * SCALE, right * SCALE - 1, bottom * SCALE - 1]
         self._draw.rounded_rectangle(corners, radius * SCALE, fill=_rgba(colour, 1.0))

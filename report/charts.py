@@ -93,7 +93,12 @@ class _Header:
 def _headline(log: SearchLog) -> tuple[str, str]:
     every = log.scores(0).tolist()
     scores = [every[candidate.index] for candidate in log.of_stage(FINAL)]
-    gain = max(scores) - scores[0]
+    best = log.best(0).index
+    gain = every[best] - scores[0]
+    if log.vetoed_by(best, 0):
+        return plain(every[best], score_digits(scores)), "no candidate passes the gates"
+    if best and gain <= 0:
+        return plain(every[best], score_digits(scores)), "stock fails a gate"
     if gain:
         return signed(gain, score_digits([gain])), "over stock"
     if len(scores) == 1:
@@ -101,7 +106,7 @@ def _headline(log: SearchLog) -> tuple[str, str]:
         why = why if log.has_stock else "the recipe, made again"
     else:
         why = "all scores are equal" if max(scores) == min(scores) else "nothing beat stock"
-    return plain(max(scores), score_digits(scores)), why
+    return plain(every[best], score_digits(scores)), why
 
 
 def _warning_sign(canvas: Canvas, centre: Point, colour: str, background: str) -> None:
@@ -119,6 +124,12 @@ class _Series:
     row: int
     candidates: list[int]
     scores: list[float]
+    vetoed: list[bool]  # whether each fails a gate
+    best: list[int]  # the place in this series of the best so far, after each
+
+    @property
+    def best_scores(self) -> list[float]:
+        return [self.scores[place] for place in self.best]
 
 
 @dataclass(frozen=True)
@@ -161,11 +172,10 @@ class _Plot:
         self.log, self.colours, self.width = log, colours, width
         scores = [log.scores(row).tolist() for row in range(log.rows)]
         self.series = [
-            _Series(stage, row, made, [scores[row][index] for index in made])
+            _series(log, stage, row)
             for stage in (PREVIEW, DRAFT, FINAL)  # the finals on top
-            for made in [[candidate.index for candidate in log.of_stage(stage)]]
             for row in range(log.rows)
-            if made
+            if log.of_stage(stage)
         ]
         self.finals = [series for series in self.series if series.stage == FINAL]
         self.digits = score_digits([score for row in scores for score in row])
@@ -207,7 +217,7 @@ class _Plot:
 
     def _reported(self) -> list[_Reported]:
         log = self.log
-        best = [_best_so_far(series) for series in self.finals]
+        best = [[series.candidates[place] for place in series.best] for series in self.finals]
         found = []
         for number, member in enumerate(report_only(log)[:MAX_REPORTED]):
             each = [[log.candidates[index].values[row][member] for index in best[row]] for row in range(log.rows)]
@@ -228,7 +238,7 @@ class _Plot:
         if batch:
             entries.append(_Entry(_nothing, "stock to best:"))
             for series in self.finals[:MAX_IMAGES]:
-                change = f"{plain(series.scores[0], self.digits)} to {plain(max(series.scores), self.digits)}"
+                change = f"{plain(series.scores[0], self.digits)} to {plain(series.best_scores[-1], self.digits)}"
                 entries.append(_Entry(_line(self.hue(series), 3), f"image {series.row + 1}", change))
             hidden = log.rows - MAX_IMAGES
             if hidden > 0:
@@ -244,6 +254,8 @@ class _Plot:
                 hue = colours.muted if batch else self.hue(series)
                 name = f"{series.stage} and best {series.stage} so far"
                 entries.append(_Entry(_faint_series(self.faint(hue)), name))
+        if any(any(series.vetoed) for series in self.series):
+            entries.append(_Entry(_crossed(colours.muted), "fails a gate"))
         mean = ", mean of the images" if batch else ""
         for reported in self.reported:
             room = self.width - 2 * MARGIN - SYMBOL - 8
@@ -355,15 +367,13 @@ class _Panel:
 
     def _staircase(self, series: _Series) -> list[Point]:
         points: list[Point] = []
-        best = -math.inf
-        for index, score in zip(series.candidates, series.scores, strict=True):
+        for index, score in zip(series.candidates, series.best_scores, strict=True):
             x = self.x(self.spent[index])
             if points:
-                points.append((x, self.y(best)))
-            best = max(best, score)
-            points.append((x, self.y(best)))
+                points.append((x, points[-1][1]))
+            points.append((x, self.y(score)))
         # A stage that is over ends where its last candidate was made.
-        return [*points, (self.right, self.y(best))] if series.stage == FINAL else points
+        return [*points, (self.right, points[-1][1])] if series.stage == FINAL else points
 
     def _dots(self, series: _Series) -> None:
         batch, many = self.log.rows > 1, len(self.log.candidates) * self.log.rows
@@ -373,8 +383,12 @@ class _Panel:
             radius, colour, alpha = 4.2 if many <= 64 else 3.2 if many <= 256 else 2.4, self.colours.dot, 0.75
         if series.stage != FINAL:
             radius, colour, alpha = 0.75 * radius, self.plot.hue(series), (0.5 if batch else 0.8) * self.colours.faint
-        for index, score in zip(series.candidates, series.scores, strict=True):
-            self.canvas.disc((self.x(self.spent[index]), self.y(score)), radius, colour, alpha)
+        for index, score, vetoed in zip(series.candidates, series.scores, series.vetoed, strict=True):
+            at = (self.x(self.spent[index]), self.y(score))
+            if vetoed:
+                self.canvas.cross(at, radius, colour)
+            else:
+                self.canvas.disc(at, radius, colour, alpha)
 
     def _reported(self) -> None:
         for reported, points in zip(self.plot.reported, self._reported_lines(), strict=True):
@@ -405,11 +419,8 @@ class _Panel:
         if place:
             canvas.dashes([first, (self.right, first[1])], colours.stock, 1.6)
         canvas.line(self._staircase(finals), colours.best, 3)
-        so_far = -math.inf
-        for index, score in zip(finals.candidates, scores, strict=True):
-            if score > so_far:
-                so_far = score
-                canvas.disc((self.x(self.spent[index]), self.y(score)), 4.6, colours.best)
+        for made in dict.fromkeys(finals.best):
+            canvas.disc((self.x(self.spent[finals.candidates[made]]), self.y(scores[made])), 4.6, colours.best)
         index = finals.candidates[place]
         at = (self.x(self.spent[index]), self.y(best))
         canvas.disc(at, 10, colours.background)
@@ -489,14 +500,13 @@ class _Panel:
             canvas.disc(at, 3.6, colours.background)
 
 
-def _best_so_far(series: _Series) -> list[int]:
-    """The best candidate after each of a series; of equal ones the first."""
+def _series(log: SearchLog, stage: str, row: int) -> _Series:
+    made, every = [candidate.index for candidate in log.of_stage(stage)], log.merits(row)
+    merits = [every[index] for index in made]
     best: list[int] = []
-    top = -math.inf
-    for index, score in zip(series.candidates, series.scores, strict=True):
-        best.append(index if score > top else best[-1])
-        top = max(top, score)
-    return best
+    for place, merit in enumerate(merits):
+        best.append(place if not best or merit > merits[best[-1]] else best[-1])
+    return _Series(stage, row, made, [score for _, score in merits], [failing < 0 for failing, _ in merits], best)
 
 
 def _padded(low: float, high: float, below: float, above: float) -> tuple[float, float]:
@@ -517,6 +527,10 @@ def _nothing(canvas: Canvas, x: float, y: float) -> None:
 
 def _dot(colour: str, radius: float) -> Callable[[Canvas, float, float], None]:
     return lambda canvas, x, y: canvas.disc((x + SYMBOL / 2, y), radius, colour)
+
+
+def _crossed(colour: str) -> Callable[[Canvas, float, float], None]:
+    return lambda canvas, x, y: canvas.cross((x + SYMBOL / 2, y), 4.2, colour)
 
 
 def _line(colour: str, width: float) -> Callable[[Canvas, float, float], None]:

@@ -11,12 +11,13 @@ from PIL import Image, ImageOps
 from ..search.log import FINAL, SearchLog
 from .canvas import Canvas, Theme, fit, one_line, text_width, theme_of, wrap
 from .numbers import count, plain, score_digits
-from .words import caption, quoted_prompt, recipe_name, score_name, stages
+from .words import caption, failed_gates, quoted_prompt, recipe_name, score_name, stages
 
 TILE = 168  # a thumbnail covers as many pixels as a square of this side
 GAP = 22
 MARGIN = 36
 LABEL = 46
+REASON = 18  # of why a candidate fails a gate
 HEADING = 34
 MAX_WIDTH = 1600
 SMALLEST = 0.7  # of the usual size of a seed
@@ -42,7 +43,8 @@ class _Block:
 
 
 def contact_sheet(log: SearchLog, theme: str = "light", tiles: int = 64) -> Image.Image:
-    """Thumbnails in rank order with score, candidate and seed; stock (candidate 0) and the winner are marked.
+    """Thumbnails in rank order with score, candidate and seed; stock (candidate 0) and the winner are marked, and what
+    fails a gate.
 
     log: any number of candidates; each item of a latent batch has its own block, in its own order, and where there is
     room left further blocks for its drafts and previews. theme: "light" or "dark". tiles: at most this many pictures
@@ -60,7 +62,8 @@ def contact_sheet(log: SearchLog, theme: str = "light", tiles: int = 64) -> Imag
     lines = max(-(-most // fitting), 1)
     columns = max(-(-most // lines), 3)  # even lines look better than long ones and a rest; 3 give the title room
     width = 2 * MARGIN + columns * wide + (columns - 1) * GAP
-    line_height = high + LABEL + GAP
+    reasons = any(failed_gates(log, tile.index, tile.row) for block in blocks for tile in block.tiles)
+    line_height = high + LABEL + REASON * reasons + GAP
     heights = [(HEADING if block.heading else 0) + -(-len(block.tiles) // columns) * line_height for block in blocks]
     notes = wrap(_notes(log, images, blocks), 14, width - 2 * MARGIN, 3)
     height = 118 + (sum(heights) or line_height) + (10 + 20 * len(notes) if notes else 8)
@@ -179,6 +182,8 @@ def _draw_tile(
         seed = str(recipe.seed)
     size = 13 * min(1.0, max(0.97 * wide / text_width(seed, 13), SMALLEST))
     canvas.text((left, base + 18), fit(seed, size, wide), colours.muted, size)
+    if failing := failed_gates(log, tile.index, tile.row, numbers_first=True):  # the tile may be too narrow for all
+        canvas.text((left, base + 36), fit(one_line(failing), 12, wide), colours.stock, 12)
 
 
 def _badges(
@@ -200,6 +205,8 @@ def _badges(
     else:
         finals = [final.recipes[tile.row] for final in log.of_stage(FINAL)]
         words = [("made final", colours.draft)] * (recipe in finals)
+    if log.vetoed_by(tile.index, tile.row):
+        words.append(("vetoed", colours.muted))
     for word, colour in words:
         badge = _pill(word, colour, colours.on_accent)
         right -= badge.width

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+MISSING = "–"  # a value that is not there (NaN)
+
 
 def score_digits(scores: Sequence[float]) -> int:
     """Decimals that tell these scores apart: about three significant digits of their range."""
+    scores = [score for score in scores if not math.isnan(score)]
     span = max(scores) - min(scores) if scores else 0.0
     reference = span or max((abs(score) for score in scores), default=0.0)
     if not reference:
@@ -16,7 +19,10 @@ def score_digits(scores: Sequence[float]) -> int:
 
 
 def plain(value: float, digits: int) -> str:
-    """The value with that many decimals; very large and very fine ones in scientific form; no minus before a zero."""
+    """The value with that many decimals; very large and very fine ones in scientific form; no minus before a zero; a
+    dash for NaN."""
+    if math.isnan(value):
+        return MISSING
     if abs(value) >= 1e9 or digits > 8:
         return f"{value:.4g}"
     text = f"{value:,.{digits}f}"

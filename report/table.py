@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 
 from ..search.log import FINAL, SearchLog
 from .numbers import duration, plain, score_digits
-from .words import counted, prompt_of, report_only, score_name, stages
+from .words import counted, failed_gates, member_title, prompt_of, score_name, stages
 
 
 def table(log: SearchLog) -> str:
     """Markdown, aligned so that it also reads well as plain text: settings, findings, warnings, every candidate.
 
     One table per item of the latent batch, best first; drafts and previews follow the finals, each ranked among their
-    own. NFE is per item and seconds per candidate, as measured. Verifiers that do not decide are marked.
+    own. NFE is per item and seconds per candidate, as measured. Verifiers that do not decide are marked, and so are
+    candidates that fail a gate.
     """
     lines = [f"# Noise Search: {log.algorithm.replace('_', ' ') or 'search'}", ""]
     if prompt := prompt_of(log):
@@ -47,12 +49,14 @@ def table(log: SearchLog) -> str:
 def to_csv(log: SearchLog) -> str:
     """One line per candidate and item of the batch, in the order they were made; full precision (RFC 4180).
 
-    A rank is among the candidates of the same stage.
+    A rank is among the candidates of the same stage. Where a verifier has a gate, a last column says which ones a
+    candidate fails. A verifier that was dropped has empty cells.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     head = ["candidate", "image", "stage", "rank", "seed", "recipe", "score", *log.members]
-    writer.writerow([*head, "nfe_per_image", "nfe", "seconds"])
+    gates = ["fails_gates"] if log.gates() else []
+    writer.writerow([*head, "nfe_per_image", "nfe", "seconds", *gates])
     scores = [log.scores(row).tolist() for row in range(log.rows)]
     ranks = [_ranks(log, row) for row in range(log.rows)]
     for candidate in log.candidates:
@@ -60,7 +64,9 @@ def to_csv(log: SearchLog) -> str:
             start = [candidate.index, row + 1, candidate.stage, ranks[row][candidate.index]]
             start += [recipe.seed, json.dumps(recipe.to_dict())]
             spent = [candidate.nfe_per_row, candidate.nfe, sum(candidate.seconds.values())]
-            writer.writerow([*start, scores[row][candidate.index], *candidate.values[row], *spent])
+            values = ["" if math.isnan(value) else value for value in candidate.values[row]]
+            failing = [failed_gates(log, candidate.index, row)] * len(gates)
+            writer.writerow([*start, scores[row][candidate.index], *values, *spent, *failing])
     return out.getvalue()
 
 
@@ -79,13 +85,14 @@ def _rows(log: SearchLog, row: int) -> list[str]:
     moved, jumped = any(recipe.moves for recipe in recipes), any(recipe.jumps for recipe in recipes)
     # With one verifier, its raw value is the score: no need to say it twice.
     members = range(len(log.members) if len(log.members) > 1 else 0)
-    names = [f"{log.members[m]} (report only)" if m in report_only(log) else log.members[m] for m in members]
+    names = [member_title(log, m) for m in members]
     head = ["rank", "candidate", *["stage"] * staged, "seed", *["moves"] * moved, *["jumps"] * jumped, "score"]
     head += [*names, "NFE", "seconds", ""]
     body = []
     for index, rank in _ranks(log, row).items():
         candidate, recipe = log.candidates[index], recipes[index]
         marks = {"best": rank == 1 and candidate.stage == FINAL, "stock": index == 0 and log.has_stock}
+        failing = failed_gates(log, index, row)
         body.append(
             [
                 str(rank),
@@ -98,7 +105,7 @@ def _rows(log: SearchLog, row: int) -> list[str]:
                 *(plain(columns[m][index], member_digits[m]) for m in members),
                 str(candidate.nfe_per_row),
                 f"{sum(candidate.seconds.values()):.2f}",
-                ", ".join(word for word, is_so in marks.items() if is_so),
+                ", ".join([*(word for word, is_so in marks.items() if is_so), *[f"fails {failing}"] * bool(failing)]),
             ]
         )
     return _aligned(head, body)

@@ -23,13 +23,29 @@ def quoted_prompt(log: SearchLog) -> list[str]:
 
 
 def report_only(log: SearchLog) -> list[int]:
-    """The members that do not decide: their weight is 0."""
-    return [member for member, weight in enumerate(log.aggregator.weights or ()) if weight == 0]
+    """The members that neither decide nor veto: their weight is 0. Without those that were dropped."""
+    members = [member for member, weight in enumerate(log.aggregator.weights or ()) if weight == 0]
+    return [member for member in members if member not in log.gates() and member not in log.failed]
 
 
 def deciding(log: SearchLog) -> list[str]:
     """Names of the members that decide."""
-    return [member for index, member in enumerate(log.members) if index not in report_only(log)]
+    weights = log.aggregator.weights or (1.0,) * len(log.members)
+    return [member for member, weight in zip(log.members, weights, strict=True) if weight > 0]
+
+
+def member_title(log: SearchLog, member: int) -> str:
+    """A member's name and its part: "PickScore", "Aesthetic (at least 5)", "HPS (report only)", "HPS (dropped)"."""
+    parts = ["dropped"] * (member in log.failed) + ["report only"] * (member in report_only(log))
+    parts += [f"at least {gate:g}" for gated, gate in log.gates().items() if gated == member]
+    return log.members[member] + (f" ({', '.join(parts)})" if parts else "")
+
+
+def failed_gates(log: SearchLog, index: int, row: int, numbers_first: bool = False) -> str:
+    """The gates that a candidate fails: "Aesthetic 4.21 < 5, HPS 20.3 < 25"; "" where it passes."""
+    values, gates = log.candidates[index].values[row], log.gates()
+    failing = [(log.members[m], f"{values[m]:.4g} < {gates[m]:g}") for m in log.vetoed_by(index, row)]
+    return ", ".join(f"{numbers} {name}" if numbers_first else f"{name} {numbers}" for name, numbers in failing)
 
 
 def stages(log: SearchLog) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,14 @@ class Aggregator:
     of Ma et al. (arXiv 2501.09732, section 3.1) with mid-ranks on ties, scaled to 0 (worst of the pool) to 1 (best);
     `z_score` and `weighted_sum` add standardised and raw values. `weights` has one number per member, 1 if left out;
     a member of weight 0 is reported and does not decide.
+
+    `gates` has the least value per member that passes, None where all do. Gates leave the scores as they are: `vetoes`
+    counts those that a candidate fails, and whoever puts candidates in order takes fewer vetoes first.
     """
 
     method: str = "mean_rank"
     weights: tuple[float, ...] | None = None
+    gates: tuple[float | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -30,6 +34,8 @@ class Aggregator:
         weights = self.weights
         if weights is not None and (not any(w > 0 for w in weights) or not all(0 <= w < math.inf for w in weights)):
             raise ValueError(f"verifier weights must be finite, 0 or more, and not all 0: {list(weights)}")
+        if not all(gate is None or math.isfinite(gate) for gate in self.gates or ()):
+            raise ValueError(f"a verifier's gate must be a finite number: {list(self.gates or ())}")
 
     def relative(self, members: int) -> bool:
         """Whether a score says only how a candidate compares with the rest of its pool."""
@@ -54,6 +60,27 @@ class Aggregator:
         if self.method == "z_score":
             return _weighted(z_scores(raw), weights) / weights.sum()
         return _weighted(raw, weights)
+
+    def fails(self, raw: torch.Tensor) -> torch.Tensor:
+        """Which gates candidates fail: raw values [candidates, members] to bool of the same shape."""
+        gates = self.gates or (None,) * raw.shape[1]
+        if len(gates) != raw.shape[1]:
+            raise ValueError(f"{len(gates)} gates for {raw.shape[1]} verifiers")
+        least = torch.tensor([-math.inf if gate is None else gate for gate in gates], dtype=torch.float32)
+        return raw.to(torch.float32) < least  # in the precision of verifiers' values: what says 5 passes a gate of 5
+
+    def vetoes(self, raw: torch.Tensor) -> torch.Tensor:
+        """How many gates each candidate fails: raw values [candidates, members] to int64 [candidates]."""
+        return self.fails(raw).sum(dim=1)
+
+    def without(self, dropped: Collection[int], members: int) -> Aggregator:
+        """The same without some members: they neither decide nor veto. ValueError where nobody else decides."""
+        weights, gates = self.weights or (1.0,) * members, self.gates or (None,) * members
+        return Aggregator(
+            self.method,
+            tuple(0.0 if member in dropped else weight for member, weight in enumerate(weights)),
+            tuple(None if member in dropped else gate for member, gate in enumerate(gates)),
+        )
 
 
 def mid_ranks(raw: torch.Tensor) -> torch.Tensor:
@@ -82,8 +109,13 @@ def _weighted(columns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def check_values(values: torch.Tensor, members: Sequence[str], rows: int, candidate: int) -> torch.Tensor:
-    """The values as float32 [rows, members] on the CPU, or a ValueError that names the verifier and the candidate."""
+def check_values(
+    values: torch.Tensor, members: Sequence[str], rows: int, candidate: int, failed: Collection[int] = ()
+) -> torch.Tensor:
+    """The values as float32 [rows, members] on the CPU, or a ValueError that names the verifier and the candidate.
+
+    failed: members that need not have a value.
+    """
     values = torch.as_tensor(values)
     names = ", ".join(members)
     if tuple(values.shape) != (rows, len(members)):
@@ -94,7 +126,7 @@ def check_values(values: torch.Tensor, members: Sequence[str], rows: int, candid
     values = values.detach().to("cpu", torch.float32)
     for column, member in enumerate(members):
         bad = ~torch.isfinite(values[:, column])
-        if bad.any():
+        if bad.any() and column not in failed:
             row = int(bad.nonzero()[0, 0])
             raise ValueError(
                 f"verifier {member} scored candidate {candidate} (image {row + 1} of {rows}) as "
@@ -103,9 +135,15 @@ def check_values(values: torch.Tensor, members: Sequence[str], rows: int, candid
     return values
 
 
-def order(scores: torch.Tensor) -> list[int]:
-    """Indices from best to worst; ties keep the earlier candidate first, so that stock (0) wins a tie."""
-    return torch.argsort(scores, descending=True, stable=True).tolist()
+def order(scores: torch.Tensor, vetoes: torch.Tensor | None = None) -> list[int]:
+    """Indices from best to worst: fewer vetoes first, then higher scores; both are [candidates].
+
+    Ties keep the earlier candidate first, so that stock (0) wins a tie.
+    """
+    by_score = torch.argsort(scores, descending=True, stable=True)
+    if vetoes is None:
+        return by_score.tolist()
+    return by_score[torch.argsort(vetoes[by_score], stable=True)].tolist()
 
 
 def spearman(first: torch.Tensor, second: torch.Tensor) -> float:

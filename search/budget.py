@@ -23,8 +23,8 @@ class Budget:
 
     candidates: stock images' worth of compute, 1 or more; the unit is the NFE of candidate 0, the stock run.
     nfe: rows through the denoiser for the whole search. seconds: of sampling, decoding and scoring. target: a score at
-    which every item of the batch is good enough. patience: finished candidates in a row (drafts count, previews do not)
-    that improve nothing. None: no limit.
+    which every item of the batch is good enough, where it also passes all gates. patience: finished candidates in a row
+    (drafts count, previews do not) that improve nothing. None: no limit.
     """
 
     candidates: int = 8
@@ -169,6 +169,7 @@ class Spending:
         """Whether to end although there is budget left: the target is reached, somebody asked to finish, or (unless
         `patient`) patience is at its end."""
         target, patience, log = self.budget.target, self.budget.patience, self.log
+        target = None if log.rescaled else target  # a verifier that decided was dropped: scores are other numbers now
         if target is not None and log.of_stage(FINAL) and all(best >= target for best in self._best_scores()):
             self.reason = f"the target score of {target:g} is reached"
             return True
@@ -181,7 +182,9 @@ class Spending:
         return False
 
     def _best_scores(self) -> list[float]:
-        return [float(self.log.scores(row)[self.log.best(row).index]) for row in range(self.log.rows)]
+        """Of every item; one that fails a gate reaches no target."""
+        merits = [self.log.merits(row)[self.log.best(row).index] for row in range(self.log.rows)]
+        return [-math.inf if vetoes else score for vetoes, score in merits]
 
     def _lacking(self, costs: Sequence[Cost]) -> str | None:
         """The limit that these costs do not fit, in words."""

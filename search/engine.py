@@ -27,6 +27,7 @@ class Rendered:
     together: sampled in one batch with other candidates, so that the last bits may differ from the same alone.
     error: why this candidate has no score, or None.
     recalled: known from an earlier search, so that nothing was computed; then there are no results.
+    failed: members that are dropped for the whole search, by column, each with what happened; their values may be NaN.
     """
 
     recipes: Recipes
@@ -39,6 +40,7 @@ class Rendered:
     together: bool = False
     error: str | None = None
     recalled: bool = False
+    failed: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

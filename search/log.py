@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -42,6 +43,15 @@ class Candidate:
     recalled: bool = field(default=False, compare=False)
 
 
+@dataclass(frozen=True)
+class _Ranking:
+    """Of one item of the batch: the score of every candidate, how many gates it fails, and by stage the order."""
+
+    scores: torch.Tensor
+    vetoes: torch.Tensor
+    orders: dict[str, list[int]]
+
+
 @dataclass
 class SearchLog:
     """All candidates of one search over a latent batch of `rows` items, with `members` verifier columns.
@@ -51,7 +61,8 @@ class SearchLog:
     somebody asked. findings: what the algorithm measured, such
     as the rank correlation of drafts and finals; warnings: what the user should know. dropped: what was wrong with
     each candidate that has no score. extra_nfe, extra_seconds: spent on those, on probes, and on what had to be
-    rendered again.
+    rendered again. failed: members dropped for the whole search, by column, each with what happened; where they gave
+    no value there is NaN. rescaled: one of them decided, so that scores are no longer what they were.
     """
 
     members: tuple[str, ...]
@@ -70,14 +81,16 @@ class SearchLog:
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    _ranked: dict[int, tuple[int, torch.Tensor, dict[str, list[int]]]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    failed: dict[int, str] = field(default_factory=dict)
+    rescaled: bool = False
+    _ranked: dict[int, _Ranking] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, rendered: Rendered, stage: str = FINAL) -> Candidate:
-        """Writes one candidate down. Raises ValueError, naming verifier and candidate, on a value that cannot rank."""
+        """Writes one candidate down. Raises ValueError, naming verifier and candidate, on a value that cannot rank, and
+        where the last verifier that decides has failed."""
+        self.drop_members(rendered.failed)
         index = len(self.candidates)
-        values = check_values(rendered.values, self.members, self.rows, index)
+        values = check_values(rendered.values, self.members, self.rows, index, self.failed)
         candidate = Candidate(
             index=index,
             recipes=tuple(rendered.recipes),
@@ -93,8 +106,29 @@ class SearchLog:
         self.keep_thumbnails(index, rendered)
         return candidate
 
+    def drop_members(self, failed: Mapping[int, str]) -> None:
+        """Leaves members out, by column, each with what happened: from now on none of their values decides or vetoes,
+        not even those of candidates already there. Raises ValueError where no other member decides."""
+        new = {member: cause for member, cause in failed.items() if member not in self.failed}
+        if not new:
+            return
+        weights = self.aggregator.weights or (1.0,) * len(self.members)
+        gates = self.aggregator.gates or (None,) * len(self.members)
+        self.aggregator = self.aggregator.without(new, len(self.members))
+        self.failed.update(new)
+        self.rescaled = self.rescaled or any(weights[member] > 0 for member in new)
+        self._ranked.clear()
+        for cause in dict.fromkeys(new.values()):
+            members = [member for member in new if new[member] == cause]
+            also = " and its gate no longer vetoes" if any(gates[member] is not None for member in members) else ""
+            self.warnings.append(
+                f"{', '.join(self.members[member] for member in members)} was dropped for the whole search: {cause} "
+                f"(Its earlier scores no longer decide either{also}.)"
+            )
+
     def drop(self, rendered: Rendered) -> None:
         """Counts a candidate that has no score."""
+        self.drop_members(rendered.failed)
         self.dropped.append(rendered.error or "")
         self.extra_nfe += rendered.nfe
         self.extra_seconds += sum(rendered.seconds.values())
@@ -115,11 +149,29 @@ class SearchLog:
 
     def scores(self, row: int = 0) -> torch.Tensor:
         """The aggregated score of every candidate, among those of its stage, for one item: float64 [candidates]."""
-        return self._ranking(row)[0].clone()
+        return self._ranking(row).scores.clone()
 
     def order(self, row: int = 0, stage: str = FINAL) -> list[int]:
-        """Indices of a stage's candidates from best to worst for one item; of equal ones the earlier is better."""
-        return list(self._ranking(row)[1].get(stage, ()))
+        """Indices of a stage's candidates from best to worst for one item; of equal ones the earlier is better.
+
+        Those that fail gates come after all that pass, the fewer the better.
+        """
+        return list(self._ranking(row).orders.get(stage, ()))
+
+    def merits(self, row: int = 0) -> list[tuple[int, float]]:
+        """What the order goes by for one item, larger is better: (0 or minus the gates it fails, score) of every
+        candidate."""
+        ranking = self._ranking(row)
+        return list(zip((-ranking.vetoes).tolist(), ranking.scores.tolist(), strict=True))
+
+    def vetoed_by(self, index: int, row: int = 0) -> list[int]:
+        """The members whose gates a candidate fails for one item."""
+        values = torch.tensor([self.candidates[index].values[row]], dtype=torch.float64)
+        return self.aggregator.fails(values)[0].nonzero().flatten().tolist()
+
+    def gates(self) -> dict[int, float]:
+        """The least value that passes, of every member with a gate."""
+        return {member: gate for member, gate in enumerate(self.aggregator.gates or ()) if gate is not None}
 
     def best(self, row: int = 0, stage: str = FINAL) -> Candidate:
         """The best candidate of one item of the batch. IndexError while there is none."""
@@ -164,14 +216,18 @@ class SearchLog:
         return list(zip(nfe, seconds, strict=True))
 
     def curve(self, row: int = 0, stage: str = FINAL) -> list[tuple[int, float, float]]:
-        """The paper's scaling curve: (NFE spent per item, seconds, best score so far) after each of a stage's."""
-        scores, spent = self.scores(row).tolist(), self.spent()
+        """The paper's scaling curve: (NFE spent per item, seconds, score of the best so far) after each of a stage's.
+
+        The score falls where the first candidate that passes the gates takes the place of a higher one that fails.
+        """
+        merits, spent = self.merits(row), self.spent()
         made = [candidate.index for candidate in self.of_stage(stage)]
-        best = accumulate((scores[index] for index in made), max)
-        return [(*spent[index], score) for index, score in zip(made, best, strict=True)]
+        best = accumulate((merits[index] for index in made), max)
+        return [(*spent[index], score) for index, (_, score) in zip(made, best, strict=True)]
 
     def hardly_varies(self, row: int = 0) -> bool:
-        """Whether no deciding verifier tells the candidates apart: their values spread over less than 1 % of its range.
+        """Whether no verifier that decides or has a gate tells the candidates apart: their values spread over less than
+        1 % of its range.
 
         So it is with distilled models, whose seeds look alike: no search can help there. False where there are too few
         candidates to say, or a verifier has no usual range. The largest stage speaks for all: the finals of a path are
@@ -182,12 +238,30 @@ class SearchLog:
             return False
         weights = self.aggregator.weights or (1.0,) * len(self.members)
         for member, (usual, weight) in enumerate(zip(self.usual_ranges, weights, strict=True)):
-            if weight == 0:
+            if weight == 0 and member not in self.gates():
                 continue
             values = torch.tensor([candidate.values[row][member] for candidate in made], dtype=torch.float64)
             if usual is None or float(values.std(correction=0)) >= HARDLY * (usual[1] - usual[0]):
                 return False
         return True
+
+    def gate_warnings(self) -> list[str]:
+        """What to tell the user where an item of the batch has no final that passes all gates; at most one text."""
+        rows = [row for row in range(self.rows) if self.of_stage() and self.merits(row)[self.order(row)[0]][0] < 0]
+        if not rows:
+            return []
+        finals = torch.stack([self.values(row)[[final.index for final in self.of_stage()]] for row in rows], dim=1)
+        each = [
+            f"{self.members[member]} must be at least {gate:g} and was {float(finals[..., member].max()):.4g} at most"
+            for member, gate in self.gates().items()
+        ]
+        where = "" if self.rows == 1 else f" for {len(rows)} of {self.rows} images"
+        gates = "the gate" if len(each) == 1 else "all gates"
+        return [
+            f"No candidate passes {gates}{where}: {'; '.join(each)}. The winner is the best of those that fail"
+            + (" the fewest" if len(each) > 1 else "")
+            + ". Lower the gate, or search longer."
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON."""
@@ -198,8 +272,13 @@ class SearchLog:
             "host": dict(self.host),
             "algorithm": self.algorithm,
             "settings": dict(self.settings),
-            "aggregator": {"method": self.aggregator.method, "weights": self.aggregator.weights},
+            "aggregator": {
+                "method": self.aggregator.method,
+                "weights": self.aggregator.weights,
+                "gates": self.aggregator.gates,
+            },
             "members": list(self.members),
+            "failed": {self.members[member]: cause for member, cause in self.failed.items()},
             "rows": self.rows,
             "nfe": self.nfe,
             "seconds": self.seconds,
@@ -223,8 +302,12 @@ class SearchLog:
                     "index": candidate.index,
                     "stage": candidate.stage,
                     "recipes": [recipe.to_dict() for recipe in candidate.recipes],
-                    "values": [list(row) for row in candidate.values],
+                    "values": [[None if math.isnan(v) else v for v in row] for row in candidate.values],
                     "scores": [scores[row][candidate.index] for row in range(self.rows)],
+                    "vetoed_by": [
+                        [self.members[member] for member in self.vetoed_by(candidate.index, row)]
+                        for row in range(self.rows)
+                    ],
                     "nfe": candidate.nfe,
                     "nfe_per_row": candidate.nfe_per_row,
                     "seconds": dict(candidate.seconds),
@@ -248,18 +331,19 @@ class SearchLog:
         for key in droppable[-excess:]:
             del self.thumbnails[key]
 
-    def _ranking(self, row: int) -> tuple[torch.Tensor, dict[str, list[int]]]:
+    def _ranking(self, row: int) -> _Ranking:
         """Scores and orders of one item. Candidates only ever get more, so their number says whether it is current."""
-        count, scores, orders = self._ranked.get(row, (-1, torch.empty(0), {}))
-        if count != len(self.candidates):
+        ranking = self._ranked.get(row)
+        if ranking is None or len(ranking.scores) != len(self.candidates):
             values = self.values(row)
-            scores, orders = torch.zeros(len(values), dtype=torch.float64), {}
+            scores, vetoes = torch.zeros(len(values), dtype=torch.float64), self.aggregator.vetoes(values)
+            orders: dict[str, list[int]] = {}
             for stage in dict.fromkeys(candidate.stage for candidate in self.candidates):
                 among = torch.tensor([candidate.index for candidate in self.of_stage(stage)])
                 scores[among] = self.aggregator(values[among])
-                orders[stage] = among[order(scores[among])].tolist()
-            self._ranked[row] = len(self.candidates), scores, orders
-        return scores, orders
+                orders[stage] = among[order(scores[among], vetoes[among])].tolist()
+            self._ranked[row] = ranking = _Ranking(scores, vetoes, orders)
+        return ranking
 
 
 class Pool:

@@ -133,8 +133,8 @@ class SearchOverPaths:
         """The best `paths` of the branches, every item of the batch by its own order."""
         ranked = []
         for row in range(run.rows):
-            scores = run.log.scores(row)
-            ranked.append(sorted(found, key=lambda branch: -float(scores[branch[1].index])))
+            merits = run.log.merits(row)
+            ranked.append(sorted(found, key=lambda branch: merits[branch[1].index], reverse=True))
         return [run.join([branches[rank][0] for branches in ranked]) for rank in range(min(self.paths, len(found)))]
 
     # What things cost

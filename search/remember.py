@@ -97,7 +97,8 @@ class RememberingEngine:
 
     What is known is charged as it was when it was made, so a search goes the way that it went before, and on from where
     it ended. States of trajectories are not remembered: they are made again where the search goes on from one, which
-    `extra_nfe` counts. Candidates that fail are not remembered.
+    `extra_nfe` counts. Candidates that fail, and those that
+    a verifier failed at, are not remembered.
     """
 
     def __init__(self, engine: Engine, memory: Memory):
@@ -223,7 +224,7 @@ class RememberingEngine:
         return made
 
     def _keep(self, work: str, made: Rendered) -> None:
-        if made.error is None:
+        if made.error is None and not made.failed:
             self.memory.keep_candidate(work, made)
 
     def _answer(self, made: Rendered) -> Rendered:

@@ -173,8 +173,8 @@ class Run:
 
     def best(self, candidates: Sequence[Candidate], row: int = 0) -> Candidate:
         """The best of these for one item of the batch, by its place among all so far; of equal ones the first."""
-        scores = self.log.scores(row)
-        return max(candidates, key=lambda candidate: float(scores[candidate.index]))
+        merits = self.log.merits(row)
+        return max(candidates, key=lambda candidate: merits[candidate.index])
 
     def affords(self, *costs: Cost, coming: int = 1) -> bool:
         """Whether this, which makes so many candidates, still fits beside what is reserved."""
@@ -269,6 +269,7 @@ def search(
     _render_again(engine, pool)
     if log.dropped:
         log.warnings.append(f"{len(log.dropped)} candidates were dropped. The last: {log.dropped[-1]}")
+    log.warnings += log.gate_warnings()
     if any(log.hardly_varies(row) for row in range(log.rows)):
         log.warnings.append(
             "The scores hardly vary between candidates (by less than 1 % of the verifier's usual range), so there is "
@@ -289,6 +290,7 @@ def _render_again(engine: Engine, pool: Pool) -> None:
         if rendered.error is not None:
             raise ValueError(f"candidate {index}, when it was rendered again: {rendered.error}")
         difference = (rendered.values - torch.tensor(candidate.values)).abs()
+        difference = difference.nan_to_num(0.0)  # of a verifier that was dropped
         if candidate.recalled and bool((difference > _tolerance(log)).any()):
             raise StaleMemory(f"candidate {index} scored {candidate.values} before and {rendered.values.tolist()} now")
         pool.restore(index, rendered)

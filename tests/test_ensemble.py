@@ -5,10 +5,15 @@ import torch
 
 pytest.importorskip("comfy")
 
-from noise_search.host.ensemble import VerifierEnsemble
+from noise_search.host.ensemble import VerifierEnsemble, gated
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.selection import score_images
+from noise_search.host.selection import score_images, select
+from noise_search.host.verifier import HostedVerifier
+from noise_search.search.aggregate import Aggregator
+from noise_search.search.draft_and_final import DraftAndFinal
+from noise_search.search.paths import SearchOverPaths
+from noise_search.verifiers.base import VerifierError
 
 
 class Channel:
@@ -122,3 +127,177 @@ def test_where_networks_swap_each_verifier_scores_the_whole_chunk_before_the_nex
     with torch.inference_mode():
         search(lambda: sampling, demo.vae, ensemble, 3, 5, "", 1, Graph(), "positive")
     assert turns[:10] == ["red", "blue", *["red"] * 4, *["blue"] * 4]
+
+
+# Gates
+
+
+def test_a_gate_keeps_the_verifier_as_it_is():
+    gate = gated(RED, 0.25)
+    assert (gate.members, gate.aggregator.gates, gate.usual_ranges) == (("red",), (0.25,), ((0.0, 1.0),))
+    images = torch.cat(pictures([0.1, 0.2, 0.3]))
+    assert torch.equal(gate.score(images, ""), RED.score(images, ""))
+
+
+def test_an_ensemble_takes_over_the_gates_of_its_verifiers_whatever_their_weight():
+    ensemble = VerifierEnsemble([(GREEN, 1.0), (gated(RED, 0.5), 0.0)])
+    assert (ensemble.aggregator.weights, ensemble.aggregator.gates) == ((1.0, 0.0), (None, 0.5))
+
+
+def test_of_two_gates_the_higher_counts():
+    assert gated(gated(RED, 0.5), 0.2).aggregator.gates == (0.5,)
+
+
+def test_a_gate_for_several_verifiers_is_refused_with_where_to_put_it():
+    with pytest.raises(ValueError, match="an ensemble of red, blue: put the gate between a verifier and the ensemble"):
+        gated(VerifierEnsemble([(RED, 1.0), (BLUE, 1.0)]), 0.5)
+
+
+def test_a_gate_is_for_those_members_of_a_verifier_that_decide():
+    class Grader(Channel):
+        aggregator = Aggregator(weights=(1.0, 0.0))
+
+    grader = Grader(0)
+    grader.members = ("overall", "detail")
+    ensemble = VerifierEnsemble([(gated(grader, 0.5), 2.0), (BLUE, 1.0)])
+    assert (ensemble.aggregator.weights, ensemble.aggregator.gates) == ((2.0, 0.0, 1.0), (0.5, None, None))
+
+
+def test_best_of_n_prefers_what_passes():
+    images = pictures([0.9, 0.3, 0], [0.3, 0.6, 0], [0.2, 0.7, 0])
+    scores = score_images(images, VerifierEnsemble([(RED, 1.0), (gated(GREEN, 0.5), 0.0)]), [""])
+    best = select(scores, 2, images)
+    assert best.indices == [1, 2] and torch.equal(best.rejects[0], images[0])
+    assert "best 0.3 (candidate 1)" in scores.summary() and "1 of 3 fail a gate" in scores.summary()
+
+
+def test_where_nothing_passes_verifier_score_says_so():
+    images = pictures([0.9, 0.3, 0], [0.3, 0.4, 0])
+    summary = score_images(images, VerifierEnsemble([(RED, 1.0), (gated(GREEN, 0.5), 0.0)]), [""]).summary()
+    assert "2 of 2 fail a gate: the best is the best of those" in summary
+
+
+# Verifiers that fail
+
+
+class Failing(Channel):
+    """Fails from its n-th image on, with a given error."""
+
+    module, members = None, ("blue",)
+
+    def __init__(self, after=2, error=None, channel=2):
+        super().__init__(channel)
+        self.after, self.error = after, error or RuntimeError("no more")
+
+    def score(self, images, prompts):
+        self.after -= len(images)
+        if self.after < 0:
+            raise self.error
+        return super().score(images, prompts)
+
+
+def failing(after=2, error=None):
+    return HostedVerifier(Failing(after, error))
+
+
+def searched(demo, verifier, algorithm=None, candidates=5, batch=1, **options):
+    latent = {"samples": torch.zeros(batch, 16, 8, 8)}
+    sampling = Sampling.ksampler(demo.model, 8, 1.0, "euler", "simple", demo.positive, demo.negative, latent)
+    make = lambda: sampling  # noqa: E731
+    with torch.inference_mode():
+        return search(make, demo.vae, verifier, 3, candidates, "", 1, Graph(), "positive", algorithm, **options).log
+
+
+def test_a_verifier_that_fails_stops_the_search_with_its_name_and_cause(demo):
+    with pytest.raises(VerifierError, match="verifier blue failed: RuntimeError: no more"):
+        searched(demo, VerifierEnsemble([(RED, 1.0), (failing(), 1.0)]))
+
+
+@pytest.mark.parametrize("phases", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_verifier_that_fails_is_dropped_where_the_user_says_so(demo, monkeypatch, phases, batch):
+    monkeypatch.setattr("noise_search.host.engine.must_swap", lambda *networks: phases)
+    verifier = failing(3 * batch)
+    log = searched(demo, VerifierEnsemble([(RED, 1.0), (verifier, 5.0)], drop_failed=True), batch=batch)
+    assert len(log.candidates) == 5 and log.failed == {1: "verifier blue failed: RuntimeError: no more."}
+    assert verifier.verifier.after == -1  # asked once more after its last answer, and never again
+    for row in range(batch):
+        assert log.scores(row).tolist() == log.values(row)[:, 0].tolist()
+        assert log.order(row) == sorted(range(5), key=lambda i: (-log.values(row)[i, 0], i))
+
+
+def test_what_it_said_before_is_kept_and_the_rest_is_missing(demo):
+    log = searched(demo, VerifierEnsemble([(RED, 1.0), (failing(3), 1.0)], drop_failed=True))
+    assert torch.isfinite(log.values()[:, 1]).tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("algorithm", [DraftAndFinal(), SearchOverPaths(paths=1, branches=2)], ids=["drafts", "paths"])
+def test_other_searches_go_on_too(demo, algorithm):
+    ensemble = VerifierEnsemble([(RED, 1.0), (failing(3), 1.0)], drop_failed=True)
+    log = searched(demo, ensemble, algorithm, candidates=10)
+    assert len(log.candidates) > 5 and list(log.failed) == [1] and log.warnings[0].startswith("blue was dropped")
+
+
+def test_the_next_search_asks_it_again(demo):
+    verifier = failing(3)
+    ensemble = VerifierEnsemble([(RED, 1.0), (verifier, 1.0)], drop_failed=True)
+    assert searched(demo, ensemble).failed
+    verifier.verifier.after = 100
+    assert not searched(demo, ensemble).failed
+
+
+def test_a_score_that_is_not_a_number_is_a_failure_too(demo):
+    class Blank(Channel):
+        def score(self, images, prompts):
+            return super().score(images, prompts) * float("nan")
+
+    log = searched(demo, VerifierEnsemble([(RED, 1.0), (Blank(2), 1.0)], drop_failed=True))
+    assert log.failed == {1: "verifier blue gave a score that is not a number."}
+
+
+def test_the_last_that_decides_stops_the_search(demo):
+    with pytest.raises(VerifierError, match="no more. No other verifier that decides is left"):
+        searched(demo, VerifierEnsemble([(RED, 0.0), (failing(), 1.0)], drop_failed=True))
+
+
+def test_an_ensemble_inside_that_does_not_drop_is_dropped_from_by_the_outer_one():
+    inner = VerifierEnsemble([(RED, 1.0), (BLUE, 1.0)])
+    assert [judge.drop for judge in VerifierEnsemble([(inner, 1.0), (GREEN, 1.0)], drop_failed=True).judges] == [
+        1,
+        1,
+        1,
+    ]
+    dropping = VerifierEnsemble([(RED, 1.0), (BLUE, 1.0)], drop_failed=True)
+    assert [judge.drop for judge in VerifierEnsemble([(dropping, 1.0), (GREEN, 1.0)]).judges] == [1, 1, 0]
+
+
+def test_cancel_and_running_out_of_memory_are_not_its_failure(demo):
+    import comfy.model_management as mm
+
+    for error in (mm.InterruptProcessingException(), MemoryError("out of memory")):
+        with pytest.raises(type(error)):
+            searched(demo, VerifierEnsemble([(RED, 1.0), (failing(2, error), 1.0)], drop_failed=True))
+
+
+def test_a_network_that_cannot_be_loaded_is_its_failure():
+    verifier = failing(100)
+
+    def load(images):
+        raise RuntimeError("no kernel image")
+
+    verifier._load = load
+    with pytest.raises(VerifierError, match="verifier blue failed: RuntimeError: no kernel image"):
+        verifier.score(torch.zeros(1, 4, 4, 3), "")
+
+
+def test_graph_native_scoring_drops_for_all_images():
+    images = pictures([0.9, 0, 0.1], [0.3, 0, 0.9], [0.5, 0, 0.5])
+    scores = score_images(images, VerifierEnsemble([(RED, 1.0), (failing(2), 9.0)], drop_failed=True), [""])
+    assert select(scores, 3, images).indices == [0, 2, 1]
+    assert scores.flat() == [pytest.approx(0.9), pytest.approx(0.3), 0.5]
+    assert "Dropped, for all images: verifier blue failed: RuntimeError: no more." in scores.summary()
+
+
+def test_graph_native_scoring_stops_where_nothing_is_said():
+    with pytest.raises(VerifierError, match="verifier blue failed"):
+        score_images(pictures([0.9, 0, 0.1]), VerifierEnsemble([(RED, 1.0), (failing(0), 1.0)]), [""])
