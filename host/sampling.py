@@ -56,6 +56,7 @@ class Sampling:
         settings: Mapping[str, Any],
         to_intermediate_dtype: bool = False,
     ):
+        self.source = guider
         self.guider = copy.copy(guider)
         self.guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
         self.evaluations = Evaluations()

@@ -1,0 +1,434 @@
+"""What determines a candidate, as a hash: the key of the evaluation store.
+
+Everything that reaches the sampler, the autoencoder and the verifier is read by its content, so that a prompt from a
+list, a wildcard or an edited image makes another key, whatever the graph says. Small tensors are read whole, the
+weights of networks in samples, together with the sizes and times of the files behind them. What cannot be read makes
+no key at all.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import inspect
+import os
+import sys
+import types
+import uuid
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import comfy.controlnet
+import comfy.hooks
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.samplers
+import comfy.sd
+import folder_paths
+import numpy as np
+import torch
+from comfy.cli_args import args
+
+from .sampling import Sampling
+
+FORMAT = 1  # of the key: what was made with another is not found
+SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
+DEEPEST = 100
+LARGEST_BYTES = 2**31
+NUMERIC_FLAGS = (
+    "fp8",
+    "fp16",
+    "bf16",
+    "fp32",
+    "fp64",
+    "attention",
+    "upcast",
+    "xformers",
+    "fast",
+    "deterministic",
+    "cpu",
+)
+
+# What changes while objects are used, or says where they are, and not what they make.
+PASSING: dict[type, frozenset[str]] = {
+    comfy.samplers.CFGGuider: frozenset({"conds", "inner_model", "loaded_models"}),
+    comfy.controlnet.ControlBase: frozenset(
+        {
+            "cond_hint",
+            "extra_concat",
+            "timestep_range",
+            "model_sampling_current",
+            "multigpu_clones",
+            "load_device",
+            "device",
+            "control_model",  # its weights are read through its patcher
+        }
+    ),
+    comfy.hooks.Hook: frozenset({"need_weight_init", "hook_id"}),
+    comfy.hooks.HookKeyframeGroup: frozenset({"_curr_t", "curr_t"}),
+    comfy.hooks.HookKeyframe: frozenset({"start_t"}),
+    comfy.sd.VAE: frozenset({"patcher", "first_stage_model", "device", "output_device", "size"}),
+}
+PASSING_PREFIXES = {comfy.hooks.HookKeyframeGroup: "_current", comfy.sd.VAE: "memory_used"}
+
+
+class Unreadable(ValueError):
+    """Something whose content cannot be told, so that nothing may be reused."""
+
+
+def search_key(
+    sampling: Sampling, vae: Any, verifier: Any, prompt: str, frames: int, versions: Mapping[str, str], files: Any = ()
+) -> str:
+    """The key, in hex, of all candidates that these would make of the same recipe.
+
+    versions: of ComfyUI, torch and this pack. files: (name, bytes, time) of those behind the networks. Raises
+    Unreadable, which says what cannot be read.
+    """
+    content = Content()
+    parts = {
+        "format": FORMAT,
+        "versions": dict(versions),
+        "machine": machine(),
+        "files": list(files),
+        "guider": sampling.source,
+        "sampler": sampling.sampler,
+        "sigmas": sampling.sigmas,
+        "latent": {**sampling.latent, **sampling.ratios},
+        "rounding": sampling.to_intermediate_dtype,
+        "vae": vae,
+        "verifier": identity(verifier),
+        "prompt": prompt,
+        "frames": frames,
+    }
+    for name, part in parts.items():
+        content.add(name, "")
+        content.add(part, name)
+    return content.digest()
+
+
+def identity(verifier: Any) -> str:
+    """What a verifier says of itself. Raises Unreadable where it says nothing."""
+    own = getattr(verifier, "identity", None)
+    if not callable(own):
+        raise Unreadable(f"the verifier {', '.join(verifier.members)} does not say what determines its values")
+    return own()
+
+
+def machine() -> dict[str, str]:
+    """What else decides the last bits: the device, and ComfyUI's options about precision and attention."""
+    device = mm.get_torch_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    flags = {flag: str(value) for flag, value in vars(args).items() if any(part in flag for part in NUMERIC_FLAGS)}
+    return {"device": name, **flags}
+
+
+def files_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> list[tuple[str, int, int]]:
+    """(name, bytes, time in nanoseconds) of the model files that the nodes upstream of a node name in their widgets."""
+    found: dict[str, tuple[str, int, int]] = {}
+    for inputs in _upstream(prompt or {}, str(node_id)):
+        for value in inputs.values():
+            if isinstance(value, str) and 0 < len(value) < 256 and value not in found:
+                path = _model_file(value)
+                if path is not None:
+                    stat = os.stat(path)
+                    found[value] = (value, stat.st_size, stat.st_mtime_ns)
+    return sorted(found.values())
+
+
+def _upstream(prompt: Mapping[str, Any], node_id: str) -> Iterator[Mapping[str, Any]]:
+    """The inputs of a node and of all before it."""
+    todo, seen = [node_id], set()
+    while todo:
+        node = todo.pop()
+        if node in seen or node not in prompt:
+            continue
+        seen.add(node)
+        inputs = prompt[node].get("inputs", {})
+        yield inputs
+        todo += [str(link[0]) for link in inputs.values() if isinstance(link, (list, tuple)) and len(link) == 2]
+
+
+def _model_file(name: str) -> str | None:
+    if not PurePath(name).suffix or "\n" in name:
+        return None
+    for folder in list(folder_paths.folder_names_and_paths):
+        if folder in ("custom_nodes", "configs"):
+            continue
+        path = folder_paths.get_full_path(folder, name)
+        if path is not None and os.path.isfile(path):
+            return path
+    return None
+
+
+class Content:
+    """Reads values of any kind into one hash. `where` names the part that is read, for the error."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b(digest_size=32)
+        self.seen: dict[int, int] = {}
+        self.kept: list[Any] = []  # so that no id is given twice
+        self.bytes = 0
+        self.depth = 0
+
+    def digest(self) -> str:
+        return self.hash.hexdigest()
+
+    def add(self, value: Any, where: str) -> None:
+        """Reads one value. Raises Unreadable."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise Unreadable(f"{where} is too deep to be read")
+        try:
+            self._add(value, where)
+        finally:
+            self.depth -= 1
+
+    def _add(self, value: Any, where: str) -> None:
+        if value is None or isinstance(value, (bool, int, float, complex, str, enum.Enum, PurePath)):
+            self._text(type(value).__name__, str(value) if isinstance(value, PurePath) else repr(value))
+        elif isinstance(value, (torch.dtype, torch.device, torch.Size, range, slice, types.GenericAlias)):
+            self._text(type(value).__name__, repr(value))
+        elif isinstance(value, uuid.UUID):
+            self._text("uuid", "")  # ComfyUI gives each conditioning a new one
+        elif isinstance(value, (bytes, bytearray)):
+            self._bytes("bytes", bytes(value), where)
+        elif isinstance(value, (list, tuple)):
+            self._many(type(value).__name__, [(str(index), item) for index, item in enumerate(value)], where)
+        elif isinstance(value, (set, frozenset)):
+            self._text("set", " ".join(sorted(self._apart(item, where) for item in value)))
+        elif isinstance(value, Mapping):
+            self._mapping(value, where)
+        elif self._again(value):
+            return
+        elif isinstance(value, torch.nn.Module):
+            self._module(value, where)
+        elif isinstance(value, torch.Tensor):
+            self._tensor(value, where)
+        elif isinstance(value, (np.ndarray, np.generic)):
+            array = np.asarray(value)
+            if array.dtype.hasobject:
+                raise Unreadable(f"{where} is an array of Python objects")
+            self._text("array", f"{array.dtype} {array.shape}")
+            self._bytes("values", array.tobytes(), where)
+        elif isinstance(value, comfy.model_patcher.ModelPatcher):
+            self._patcher(value, where)
+        elif isinstance(value, comfy.sd.VAE):
+            self._object(value, where)
+            self.add(value.patcher, f"{where}.patcher")
+        elif isinstance(value, type):
+            self._defined(value)
+        elif isinstance(value, functools.partial):
+            self._many("partial", [("func", value.func), ("args", value.args), ("keywords", value.keywords)], where)
+        elif isinstance(value, types.MethodType):
+            self._many("method", [("function", value.__func__), ("self", value.__self__)], where)
+        elif isinstance(value, types.FunctionType):
+            self._function(value, where)
+        elif isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)):
+            owner = getattr(value, "__self__", None)
+            self._text("builtin", f"{getattr(value, '__module__', '')}.{value.__qualname__}")
+            if owner is not None and not isinstance(owner, (types.ModuleType, type)):
+                self.add(owner, where)
+        elif isinstance(value, types.ModuleType):
+            self._text("module", value.__name__)
+        elif hasattr(value, "__dict__") or hasattr(type(value), "__slots__"):
+            self._object(value, where)
+        else:
+            raise Unreadable(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be read")
+
+    def _again(self, value: Any) -> bool:
+        """Whether this very object was read before; then its number says it all."""
+        number = self.seen.get(id(value))
+        if number is not None:
+            self._text("again", str(number))
+            return True
+        self.seen[id(value)] = len(self.seen)
+        self.kept.append(value)
+        return False
+
+    def _apart(self, value: Any, where: str) -> str:
+        """The hash of one value alone, for what has no order."""
+        other = Content()
+        other.depth = self.depth
+        other.add(value, where)
+        return other.digest()
+
+    def _text(self, kind: str, text: str) -> None:
+        data = text.encode("utf-8", "surrogatepass")
+        self.hash.update(f"{kind} {len(data)}:".encode() + data)
+
+    def _bytes(self, kind: str, data: Any, where: str) -> None:
+        size = memoryview(data).nbytes
+        self.bytes += size
+        if self.bytes > LARGEST_BYTES:
+            raise Unreadable(f"{where} is too large to be read before every search")
+        self.hash.update(f"{kind} {size}:".encode())
+        self.hash.update(data)
+
+    def _many(self, kind: str, items: Sequence[tuple[str, Any]], where: str) -> None:
+        self._text(kind, str(len(items)))
+        for name, item in items:
+            self.add(item, f"{where}.{name}")
+
+    def _mapping(self, value: Mapping, where: str) -> None:
+        if all(isinstance(key, str) for key in value):
+            self._text("mapping", str(len(value)))
+            for key in sorted(value):
+                self._text("key", key)
+                self.add(value[key], f"{where}.{key}")
+            return
+        self._text("mapping in order", str(len(value)))
+        for key, item in value.items():
+            self.add(key, f"a key of {where}")
+            self.add(item, f"{where}.{key if isinstance(key, (str, int, float)) else type(key).__name__}")
+
+    def _tensor(self, value: torch.Tensor, where: str) -> None:
+        if value.layout is not torch.strided or value.device.type == "meta":
+            raise Unreadable(f"{where} is a tensor without plain values ({value.layout}, {value.device})")
+        self._text("tensor", f"{value.dtype} {tuple(value.shape)}")
+        self._bytes("values", _values(value), where)
+
+    def _module(self, value: torch.nn.Module, where: str) -> None:
+        """A network that no patcher stands for: its classes, its plain settings, and samples of its weights."""
+        for name, module in value.named_modules():
+            self._text("layer", name)
+            self._defined(type(module))
+            plain = {key: item for key, item in vars(module).items() if _plain(key, item)}
+            self._mapping(plain, f"{where}.{name}")
+        self._text("weights", _weights(value, lambda: value.state_dict(keep_vars=True).items(), where))
+
+    def _patcher(self, value: comfy.model_patcher.ModelPatcher, where: str) -> None:
+        """A MODEL or the like: the weights as they were before any patch, and all that is patched onto them."""
+        model = value.model
+        self._defined(type(model))
+        config = getattr(model, "model_config", None)
+        parts = {
+            "config": getattr(config, "unet_config", None),
+            "settings": getattr(config, "sampling_settings", None),
+            "type": getattr(model, "model_type", None),
+            "cast": getattr(model, "manual_cast_dtype", None),
+            "latent": getattr(model, "latent_format", None),
+            "patches": value.patches,
+            "objects": value.object_patches,
+            "options": value.model_options,
+            "hooks": value.hook_patches,
+            "forced": value.forced_hooks,
+            "attachments": value.attachments,
+            "models": value.additional_models,
+            "callbacks": value.callbacks,
+            "wrappers": value.wrappers,
+            "injections": value.injections,
+            "weights": value.weight_wrapper_patches if hasattr(value, "weight_wrapper_patches") else {},
+        }
+        # Without what nodes replace as a whole while the model is loaded: that is among the objects.
+        keys = lambda: value.get_key_patches().items()  # noqa: E731
+        original = lambda: ((key, found[0][0]) for key, found in keys() if not key.startswith("model_sampling."))  # noqa: E731
+        self._text("weights", _weights(model, original, where))
+        self._mapping(parts, where)
+
+    def _defined(self, value: type | types.FunctionType) -> None:
+        """A class or function by its name and the text of the file that defines it."""
+        self._text("defined", f"{value.__module__}.{value.__qualname__} {_source(value.__module__)}")
+
+    def _function(self, value: types.FunctionType, where: str) -> None:
+        self._defined(value)
+        self._code(value.__code__, where)
+        closure = [_cell(cell) for cell in value.__closure__ or ()]
+        names = value.__code__.co_freevars
+        self._many("closure", list(zip(names, closure, strict=True)), where)
+        self._many("defaults", [("defaults", value.__defaults__), ("keywords", value.__kwdefaults__)], where)
+
+    def _code(self, code: types.CodeType, where: str) -> None:
+        self._bytes("code", code.co_code, where)
+        self._text("names", " ".join((*code.co_names, *code.co_varnames)))
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._code(constant, where)
+            else:
+                self.add(constant, where)
+
+    def _object(self, value: Any, where: str) -> None:
+        self._defined(type(value))
+        attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
+        for kind in type(value).__mro__:
+            names = kind.__dict__.get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                    attributes[name] = getattr(value, name)
+        for kind, names in PASSING.items():
+            if isinstance(value, kind):
+                prefix = PASSING_PREFIXES.get(kind, "\0")
+                attributes = {
+                    name: item for name, item in attributes.items() if name not in names and not name.startswith(prefix)
+                }
+        if not attributes and type(value).__module__ in ("builtins", "_thread", "threading", "io", "_io"):
+            raise Unreadable(f"{where} is a {type(value).__qualname__}, which cannot be read")
+        self._mapping(attributes, where)
+
+
+_known_weights: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def _weights(module: torch.nn.Module, tensors: Callable[[], Any], where: str) -> str:
+    """A hash of samples of all weights. Read once per network: patches go on top, they do not change it."""
+    known = _known_weights.get(module)
+    if known is None:
+        digest = hashlib.blake2b(digest_size=32)
+        for name, tensor in tensors():
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            if tensor.device.type == "meta":
+                raise Unreadable(f"the weights of {where} are not there ({name})")
+            digest.update(_values(_samples(tensor.detach())))
+        known = _known_weights[module] = digest.hexdigest()
+    return known
+
+
+def _samples(tensor: torch.Tensor) -> torch.Tensor:
+    """Some runs of values, evenly spread over a tensor; of a small one all."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):  # quantised: ComfyUI's own kind of tensor
+        tensor = tensor.dequantize() if hasattr(tensor, "dequantize") else tensor
+    flat = tensor.reshape(-1)
+    if flat.numel() <= SAMPLES * RUN:
+        return flat
+    starts = torch.linspace(0, flat.numel() - RUN, SAMPLES).long().tolist()
+    return torch.cat([flat[start : start + RUN] for start in starts])
+
+
+def _values(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor of any type."""
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    tensor = tensor.resolve_neg().contiguous().cpu().reshape(-1)
+    return tensor.view(torch.uint8).numpy() if tensor.numel() else b""
+
+
+def _plain(name: str, value: Any) -> bool:
+    return (
+        not name.startswith("_")
+        and name not in ("training", "device", "dump_patches", "call_super_init")
+        and (value is None or isinstance(value, (bool, int, float, str)))
+    )
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _source(module: str) -> str:
+    """A hash of a module's file: an updated node pack or ComfyUI may sample in another way under the same version."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if path is None or not inspect.getmodulename(path):
+        return ""
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,257 @@
+"""The key of the store: the same content makes the same key, in any process, and other content another."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("comfy")
+
+import comfy.samplers
+import comfy.sd
+import tiny_models
+from noise_search.host import content
+from noise_search.host.content import Unreadable, files_behind, search_key
+from test_any_model import (
+    FEATURES,
+    GUIDERS,
+    SAMPLER,
+    SCHEDULER,
+    STEPS,
+    AnyVae,
+    advanced_sampling,
+    made,
+    sampling_of,
+    searched,
+    sigmas_of,
+    with_every_feature,
+    with_every_model,
+)
+
+VERSIONS = {"comfyui": "1", "noise_search": "2", "torch": "3"}
+TWO_MODELS = ("sd15", "sd3")
+
+
+class Judge:
+    members = ("judge",)
+
+    def __init__(self, name="a"):
+        self.name = name
+
+    def identity(self):
+        return self.name
+
+
+@torch.inference_mode()
+def key(sampling, vae=None, verifier=None, prompt="a cat", frames=8, versions=VERSIONS, files=()):
+    return search_key(sampling, vae or AnyVae(), verifier or Judge(), prompt, frames, versions, files)
+
+
+@with_every_model
+def test_the_same_search_has_the_same_key_before_and_after(brightness, name):
+    before = key(sampling_of(made(name)))
+    searched(sampling_of(made(name)), brightness)
+    assert key(sampling_of(made(name))) == before
+
+
+@with_every_feature
+def test_the_same_search_has_the_same_key_before_and_after_with(brightness, name, feature):
+    setup = made(name, feature)
+    before = key(sampling_of(setup))
+    assert before != key(sampling_of(made(name)))
+    searched(sampling_of(setup), brightness)
+    assert key(sampling_of(setup)) == before
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+@with_every_model
+def test_guiders_have_the_same_key_before_and_after(brightness, name, guider):
+    setup = made(name)
+    sampling = advanced_sampling(GUIDERS[guider](setup), sigmas_of(setup), setup.latent)
+    before = key(sampling)
+    searched(sampling, brightness)
+    again = advanced_sampling(GUIDERS[guider](setup), sigmas_of(setup), setup.latent)
+    assert key(sampling) == key(again) == before
+
+
+def all_keys():
+    setups = {"plain": lambda name: made(name)} | {
+        label: partial(lambda feature, name: made(name, feature), feature) for label, feature in FEATURES.items()
+    }
+    return {
+        f"{name} {label}": key(sampling_of(setup(name)), vae(name))
+        for name in TWO_MODELS
+        for label, setup in setups.items()
+        if label == "plain" or name in FEATURES[label].models
+    }
+
+
+def vae(name):
+    from noise_search.host.demo import load_generator
+
+    with torch.inference_mode():
+        return load_generator()[2]
+
+
+def test_another_process_makes_the_same_keys():
+    script = "import conftest, json, test_content; print(json.dumps(test_content.all_keys()))"
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent)}
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    assert json.loads(run.stdout.splitlines()[-1]) == all_keys()
+
+
+def base():
+    return made("sd15")
+
+
+CHANGES = {
+    "cfg": lambda: dataclasses.replace(base(), cfg=base().cfg + 1),
+    "denoise": lambda: dataclasses.replace(base(), denoise=0.5),
+    "positive": lambda: dataclasses.replace(base(), positive=tiny_models.BUILDERS["sd15"]().conditioning(5)),
+    "negative": lambda: dataclasses.replace(base(), negative=tiny_models.BUILDERS["sd15"]().conditioning(5)),
+    "one number of the latent": lambda: dataclasses.replace(base(), latent=touched(base().latent)),
+    "batch index": lambda: dataclasses.replace(base(), latent={**base().latent, "batch_index": [3]}),
+    "a LoRA": lambda: dataclasses.replace(base(), model=tiny_models.BUILDERS["sd15"]().with_lora(1.0)),
+    "its strength": lambda: dataclasses.replace(base(), model=tiny_models.BUILDERS["sd15"]().with_lora(0.5)),
+    "its file": lambda: dataclasses.replace(base(), model=with_lora_of(2)),
+    "a cfg function": lambda: dataclasses.replace(base(), model=with_function(0.9)),
+    "what the function closes over": lambda: dataclasses.replace(base(), model=with_function(0.8)),
+}
+
+
+def touched(latent):
+    samples = latent["samples"].clone()
+    samples.view(-1)[-1] += 1e-3
+    return {**latent, "samples": samples}
+
+
+def with_lora_of(seed):
+    tiny = tiny_models.BUILDERS["sd15"]()
+    return comfy.sd.load_lora_for_models(tiny.model, None, tiny.lora(seed), 1.0, 0.0)[0]
+
+
+def with_function(factor):
+    model = base().model.clone()
+    model.set_model_sampler_post_cfg_function(lambda values: factor * values["denoised"])
+    return model
+
+
+def test_every_change_makes_another_key():
+    keys = {"nothing": key(sampling_of(base()))} | {name: key(sampling_of(setup())) for name, setup in CHANGES.items()}
+    assert len(set(keys.values())) == len(keys)
+
+
+def ksampler(sampler=SAMPLER, scheduler=SCHEDULER, steps=STEPS):
+    from noise_search.host.sampling import Sampling
+
+    setup = base()
+    return Sampling.ksampler(
+        setup.model, steps, setup.cfg, sampler, scheduler, setup.positive, setup.negative, dict(setup.latent)
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: key(ksampler("euler")),
+        lambda: key(ksampler("euler_ancestral")),
+        lambda: key(ksampler("ddim")),
+        lambda: key(ksampler("uni_pc")),
+        lambda: key(ksampler("dpm_fast")),
+        lambda: key(ksampler(scheduler="karras")),
+        lambda: key(ksampler(steps=STEPS + 1)),
+        lambda: key(ksampler(), verifier=Judge("b")),
+        lambda: key(ksampler(), prompt="a dog"),
+        lambda: key(ksampler(), frames=7),
+        lambda: key(ksampler(), versions={**VERSIONS, "comfyui": "1.1"}),
+        lambda: key(ksampler(), versions={**VERSIONS, "noise_search": "2.1"}),
+        lambda: key(ksampler(), files=[("a.safetensors", 1, 2)]),
+        lambda: key(ksampler(), vae=vae("")),
+    ],
+)
+def test_another_setting_makes_another_key(other):
+    assert other() != key(ksampler())
+
+
+def test_each_sampler_has_a_key_of_its_own():
+    names = comfy.samplers.KSampler.SAMPLERS
+    keys = {name: key(ksampler(name)) for name in names}
+    assert len(set(keys.values())) == len(names)
+
+
+def test_other_weights_make_another_key():
+    setup = base()
+    before = key(sampling_of(setup))
+    content._known_weights.clear()
+    weight = next(iter(setup.model.model.diffusion_model.parameters()))
+    with torch.no_grad():
+        weight += 1
+        try:
+            assert key(sampling_of(setup)) != before
+        finally:
+            weight -= 1
+            content._known_weights.clear()
+
+
+def test_other_vae_weights_make_another_key():
+    first, second = vae(""), vae("")
+    assert key(ksampler(), vae=first) == key(ksampler(), vae=second)
+    with torch.inference_mode():
+        next(iter(second.first_stage_model.parameters())).add_(1)
+    content._known_weights.clear()
+    assert key(ksampler(), vae=first) != key(ksampler(), vae=second)
+
+
+def test_what_cannot_be_read_makes_no_key():
+    setup = base()
+    model = setup.model.clone()
+    model.model_options["transformer_options"]["lock"] = threading.Lock()
+    with pytest.raises(Unreadable, match="transformer_options.lock"):
+        key(sampling_of(dataclasses.replace(setup, model=model)))
+
+
+def test_a_verifier_that_does_not_say_what_it_is_makes_no_key(brightness):
+    with pytest.raises(Unreadable, match="red"):
+        key(ksampler(), verifier=brightness)
+
+
+@pytest.fixture
+def lora_file(tmp_path, monkeypatch):
+    import folder_paths
+
+    file = tmp_path / "style.safetensors"
+    file.write_bytes(b"one")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    return file
+
+
+GRAPH = {
+    "1": {"class_type": "LoraLoader", "inputs": {"lora_name": "style.safetensors", "model": ["0", 0]}},
+    "2": {"class_type": "NoiseSearchKSampler", "inputs": {"model": ["1", 0], "prompt": "a cat. " * 100, "seed": 3}},
+    "3": {"class_type": "LoraLoader", "inputs": {"lora_name": "other.safetensors"}},
+}
+
+
+def test_the_files_behind_a_node_are_found_by_size_and_time(lora_file):
+    [(name, size, changed)] = files_behind(GRAPH, "2")
+    assert (name, size, changed) == ("style.safetensors", 3, lora_file.stat().st_mtime_ns)
+    os.utime(lora_file, ns=(1, 1))
+    assert files_behind(GRAPH, "2") == [("style.safetensors", 3, 1)]
+
+
+def test_files_that_are_not_behind_the_node_do_not_count(lora_file):
+    (lora_file.parent / "other.safetensors").write_bytes(b"two")
+    assert [name for name, _, _ in files_behind(GRAPH, "2")] == ["style.safetensors"]
+
+
+def test_no_graph_has_no_files():
+    assert files_behind(None, None) == []
