@@ -1,8 +1,13 @@
 """What every verifier of the registry keeps, and the registry itself."""
 
+import weakref
+
 import pytest
 import tiny_clips
+import tiny_imagereward
+import tiny_vlms
 import torch
+import vlm_server
 from noise_search.verifiers import registry
 from noise_search.verifiers.base import Verifier, VerifierError
 
@@ -24,6 +29,10 @@ def tiny_hps(folder):
     return registry.get("hps").load(folder)
 
 
+def tiny_reward(folder):
+    return registry.get("imagereward").load(tiny_imagereward.save(folder))
+
+
 def tiny_aesthetic(folder):
     from noise_search.verifiers.aesthetic import ImageTower
     from noise_search.verifiers.preprocess import Preprocess
@@ -34,11 +43,31 @@ def tiny_aesthetic(folder):
     return registry.get("aesthetic").load(folder / "head.pth", tower)
 
 
+def tiny_vqa_score(folder):
+    from noise_search.verifiers.transformers_vlm import FolderVLM
+
+    tiny_vlms.save_vlm(folder / "tiny")
+    return registry.get("vqa_score")(FolderVLM.load(folder / "tiny"))
+
+
+def tiny_vlm_grader(folder):
+    """No model this size can grade: a server that grades by brightness stands in for one."""
+    from noise_search.verifiers.openai_endpoint import Endpoint
+
+    server = vlm_server.VLMServer()
+    grader = registry.get("vlm_grader")(Endpoint(server.url, "brightness"))
+    weakref.finalize(grader, server.close)
+    return grader
+
+
 TINY = {
     "aesthetic": tiny_aesthetic,
     "clip_score": tiny_clip_score,
     "hps": tiny_hps,
+    "imagereward": tiny_reward,
     "pickscore": tiny_pickscore,
+    "vlm_grader": tiny_vlm_grader,
+    "vqa_score": tiny_vqa_score,
 }
 
 

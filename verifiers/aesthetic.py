@@ -92,14 +92,21 @@ def load_head(path: str | Path) -> Head:
         state = read_weights(path)
     except VerifierError as error:
         raise VerifierError(f"{error}. {FILES}") from error
+    head = read_head(state)
+    if head is None:
+        found = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(state.items())[:6])
+        raise VerifierError(f"{path} is not an aesthetic head (found: {found}). {FILES}")
+    return head
+
+
+def read_head(state: Mapping[str, torch.Tensor]) -> Head | None:
+    """The head of tensors under the names of a published one, or None if they are anything else."""
     layers, places, prefix = _layers(state)
     sizes = [weight.shape for weight, _ in layers]
     chained = all(before[0] == after[1] for before, after in zip(sizes, sizes[1:], strict=False))
-    rectified = places == [0, 3, 6, 9, 11]
     if not layers or not chained or sizes[-1][0] != 1 or len(state) != 2 * len(layers) or not _known(prefix, places):
-        found = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(state.items())[:6])
-        raise VerifierError(f"{path} is not an aesthetic head (found: {found}). {FILES}")
-    if not rectified:
+        return None
+    if places != [0, 3, 6, 9, 11]:  # where rectifiers are between them
         layers = [_product(layers)]
     layers = [(weight.float(), bias.float()) for weight, bias in layers]
     return Head(tuple(layers), prefix == "scoring_head.", tensors_hash(state))
