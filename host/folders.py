@@ -10,10 +10,11 @@ import folder_paths
 
 from ..verifiers.aesthetic import FILES as HEAD_FILES
 from ..verifiers.base import VerifierError
-from ..verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
-from ..verifiers.weights import WEIGHT_SUFFIXES
+from ..verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, lacking
+from ..verifiers.weights import WEIGHT_SUFFIXES, tensor_names
 
 FOLDER = "verifiers"
+HOST_FOLDERS = ("clip_vision", "text_encoders")  # where a whole CLIP may lie already; ComfyUI's "clip" is the latter
 HEADS = "aesthetic"
 HEAD_BYTES = 64 * 2**20  # the published heads have 4 MB at most; whole models lie in the same folders
 NO_HEAD = "(none found: put an aesthetic head into models/aesthetic)"
@@ -34,9 +35,10 @@ def register_folders() -> None:
 def clip_choices(first: str = "") -> list[str]:
     """What CLIP Score, PickScore and HPS can be pointed at, by path below `models/verifiers` with forward slashes.
 
-    Folders that hold a model's configuration, and single weight files elsewhere; first those with `first` in the name,
-    whatever its case. Never empty: with nothing found, the one entry says so, and choosing it raises an error that says
-    where to put which file.
+    Folders that hold a model's configuration, and single weight files elsewhere; also the .safetensors files with both
+    towers of a CLIP in ComfyUI's own folders, as "clip_vision/..." and "text_encoders/...". First those with `first` in
+    the name, whatever its case. Never empty: with nothing found, the one entry says so, and choosing it raises an error
+    that says where to put which file.
     """
     return sorted(_found(), key=lambda name: (first not in name.lower(), name)) or [NO_MODEL]
 
@@ -48,10 +50,11 @@ def clip_model_path(name: str, files: str = A_CLIP) -> Path:
     """
     found = _found()
     if name in found:
-        path = folder_paths.get_full_path(FOLDER, found[name])
-        if path is not None:
-            return Path(path) if found[name] == name else Path(path).parent
+        return found[name]
     where = " or ".join(folder_paths.get_folder_paths(FOLDER))
+    if name in (files_of_host := _files_of_host()):
+        path = files_of_host[name]
+        raise VerifierError(f"{path} cannot be used: {lacking(tensor_names(path))}. {files}")
     close = difflib.get_close_matches(name, found, n=1)
     if close:
         raise VerifierError(f"no CLIP model {name!r} in {where}; did you mean {close[0]!r}?")
@@ -100,7 +103,28 @@ def _heads() -> dict[str, Path]:
     return heads
 
 
-def _found() -> dict[str, str]:
+def _found() -> dict[str, Path]:
+    """Entry -> the weight file or the folder."""
+    found = {name: path for name, path in _files_of_host().items() if not lacking(tensor_names(path))}
+    for name, file in _found_by().items():
+        path = folder_paths.get_full_path(FOLDER, file)
+        if path is not None:
+            found[name] = Path(path) if file == name else Path(path).parent
+    return found
+
+
+def _files_of_host() -> dict[str, Path]:
+    """Entry -> file, of all .safetensors files in ComfyUI's own folders."""
+    files = {}
+    for folder in HOST_FOLDERS:
+        for name in folder_paths.get_filename_list(folder):
+            path = folder_paths.get_full_path(folder, name) if name.endswith(".safetensors") else None
+            if path is not None:
+                files[f"{folder}/{name}".replace("\\", "/")] = Path(path)
+    return files
+
+
+def _found_by() -> dict[str, str]:
     """Entry -> a file by which ComfyUI finds it: the weight file itself, or the configuration in the folder."""
     register_folders()
     files = [PurePosixPath(name.replace("\\", "/")) for name in folder_paths.get_filename_list(FOLDER)]

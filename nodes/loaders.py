@@ -24,7 +24,8 @@ class CLIPScore(io.ComfyNode):
                     "model_name",
                     options=clip_choices(),
                     tooltip="A CLIP or SigLIP with both towers, from models/verifiers: a transformers or open_clip "
-                    "folder, or one weight file. Nothing is downloaded.",
+                    "folder, or one weight file; or a file with both towers from models/clip_vision or "
+                    "models/text_encoders. Nothing is downloaded.",
                 ),
                 io.Combo.Input(
                     "precision",

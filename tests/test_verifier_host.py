@@ -17,9 +17,17 @@ import comfy.model_patcher
 import folder_paths
 from noise_search.host import folders
 from noise_search.host import verifier as hosting
-from noise_search.host.verifier import HostedVerifier, check_images, load_clip_score, load_demo_verifier, resolve_dtype
+from noise_search.host.verifier import (
+    HostedVerifier,
+    check_images,
+    load_clip_score,
+    load_demo_verifier,
+    load_pickscore,
+    resolve_dtype,
+)
 from noise_search.verifiers.base import VerifierError
 from noise_search.verifiers.clip import CLIPScore
+from safetensors.torch import save_file
 
 
 class Toy:
@@ -43,13 +51,15 @@ class Toy:
 
 @pytest.fixture
 def models(tmp_path, monkeypatch):
-    """An empty models/verifiers of our own, as the only one that ComfyUI knows."""
+    """An empty models/verifiers of our own, as the only one that ComfyUI knows, beside such folders of ComfyUI's."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.FOLDER, ([str(tmp_path / "verifiers")], set()))
-    monkeypatch.delitem(folder_paths.filename_list_cache, folders.FOLDER, raising=False)
-    (tmp_path / "verifiers").mkdir()
+    for name in (folders.FOLDER, *folders.HOST_FOLDERS):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(tmp_path / name)], set()))
+        monkeypatch.delitem(folder_paths.filename_list_cache, name, raising=False)
+        (tmp_path / name).mkdir()
     yield tmp_path / "verifiers"
-    folder_paths.filename_list_cache.pop(folders.FOLDER, None)
+    for name in (folders.FOLDER, *folders.HOST_FOLDERS):
+        folder_paths.filename_list_cache.pop(name, None)
 
 
 @pytest.fixture
@@ -337,6 +347,81 @@ def test_registering_twice_is_registering_once(models):
     folders.register_folders()
     folders.register_folders()
     assert folder_paths.get_folder_paths(folders.FOLDER) == before
+
+
+# models/clip_vision and models/text_encoders
+
+
+def whole_and_parts(folder):
+    """A whole CLIP in both layouts, and files with one tower each."""
+    state = tiny_clips.hf_clip_model().state_dict()
+    parts = {
+        "whole": state,
+        "open": tiny_clips.open_clip_model().state_dict(),
+        "image": {key: value for key, value in state.items() if key.startswith("vi")},
+        "text": {key: value for key, value in state.items() if key.startswith("te")},
+        "unprojected": {key: value for key, value in state.items() if key != "text_projection.weight"},
+        "vae": {"decoder.conv_in.weight": torch.zeros(1)},
+    }
+    for name, tensors in parts.items():
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("folder", folders.HOST_FOLDERS)
+def test_whole_clips_in_comfyuis_own_folders_are_listed(models, folder):
+    whole_and_parts(models.parent / folder)
+    torch.save(tiny_clips.hf_clip_model().state_dict(), models.parent / folder / "pickle.pt")
+    (models.parent / folder / "cut.safetensors").write_bytes(b"cut")
+    assert folders.clip_choices() == [f"{folder}/open.safetensors", f"{folder}/whole.safetensors"]
+    assert folders.clip_model_path(f"{folder}/open.safetensors") == models.parent / folder / "open.safetensors"
+
+
+def test_a_file_with_one_tower_is_refused_with_the_reason(models):
+    whole_and_parts(models.parent / "clip_vision")
+    for name, reason in (
+        ("image", "an image tower and no text tower"),
+        ("text", "a text tower and no image tower"),
+        ("unprojected", "lacks a projection"),
+        ("vae", "not a CLIP"),
+    ):
+        with pytest.raises(VerifierError, match=f"clip_vision/{name}.safetensors cannot be used: it .*{reason}"):
+            load_clip_score(f"clip_vision/{name}.safetensors")
+
+
+def test_a_file_in_models_verifiers_goes_before_one_of_the_same_name(models):
+    whole_and_parts(models.parent / "clip_vision")
+    tiny_clips.save_open_clip_folder(models / "clip_vision" / "whole.safetensors")
+    found = folders.clip_model_path("clip_vision/whole.safetensors")
+    assert found == models / "clip_vision" / "whole.safetensors"
+
+
+def test_two_nodes_with_one_file_of_comfyuis_share_one_network(models, monkeypatch):
+    import open_clip
+
+    path = models.parent / "clip_vision" / "ViT-tiny.safetensors"
+    save_file(tiny_clips.open_clip_model().state_dict(), path)
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": tiny_clips.OPEN_CLIP_CONFIG})
+    score = load_clip_score("clip_vision/ViT-tiny.safetensors", architecture="tiny")
+    monkeypatch.setattr("noise_search.verifiers.pickscore.PickScore.architecture", "tiny")
+    pick = load_pickscore("clip_vision/ViT-tiny.safetensors")
+    assert pick.verifier.module is score.verifier.module and pick.patcher is score.patcher
+
+
+def test_listing_reads_a_header_once_and_never_a_pickle(models, monkeypatch):
+    whole_and_parts(models.parent / "clip_vision")
+    torch.save({}, models.parent / "clip_vision" / "pickle.pt")
+    folders.clip_choices()
+    monkeypatch.setattr("safetensors.safe_open", None)
+    monkeypatch.setattr(torch, "load", None)
+    assert len(folders.clip_choices()) == 2
+
+
+def test_a_replaced_file_is_looked_into_again(models):
+    whole_and_parts(models.parent / "clip_vision")
+    assert len(folders.clip_choices()) == 2
+    path = models.parent / "clip_vision" / "whole.safetensors"
+    save_file({"decoder.conv_in.weight": torch.zeros(1)}, path)
+    assert folders.clip_choices() == ["clip_vision/open.safetensors"]
 
 
 def test_demo_verifier():

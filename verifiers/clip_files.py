@@ -6,7 +6,7 @@ import copy
 import difflib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -374,6 +374,24 @@ def _load_file(path: Path, architecture: str) -> DualEncoder:
         "(visual.*, transformer.*) or transformers' (vision_model.*, text_model.* and their projections); "
         f"found {listed(sorted({_prefix(key) for key in state}))}"
     )
+
+
+def lacking(names: Collection[str]) -> str:
+    """What a single weight file with tensors of these names lacks to be a CLIP that can be loaded; "" for nothing."""
+    image = "vision_model.post_layernorm.weight" in names or any(name.startswith("visual.") for name in names)
+    text = any(name.endswith("token_embedding.weight") for name in names)
+    if "vision_model.head.probe" in names:
+        return "it is a SigLIP, which needs a folder of its own with its configuration and tokenizer"
+    if image and not text:
+        return "it holds an image tower and no text tower"
+    if text and not image:
+        return "it holds a text tower and no image tower"
+    if not image:
+        return "it is not a CLIP"
+    projections = {"visual_projection.weight", "text_projection.weight"}
+    if "text_model.embeddings.token_embedding.weight" in names and not projections <= set(names):
+        return "it lacks a projection of its towers"
+    return ""
 
 
 def _load_open_clip_file(open_clip: Any, path: Path, state: dict, architecture: str) -> DualEncoder:

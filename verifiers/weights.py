@@ -8,6 +8,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,29 @@ def read_tensors(path: Path, prefix: str, others: Iterable[str] = ()) -> dict[st
             return {name: file.get_tensor(name) for name in names if name.startswith(prefix) or name in others}
     except (SafetensorError, OSError):
         return {}
+
+
+def tensor_names(path: Path) -> frozenset[str]:
+    """The names of the tensors in a safetensors file, from its header; empty for any other file, or a damaged one.
+
+    Remembered until size or time of the file change: lists of files are made again and again.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        return frozenset()
+    return _tensor_names(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _tensor_names(path: Path, size: int, changed: int) -> frozenset[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return frozenset(file.keys())
+    except (SafetensorError, OSError):
+        return frozenset()
 
 
 def file_stamp(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
