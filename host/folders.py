@@ -11,12 +11,16 @@ import folder_paths
 from ..verifiers.aesthetic import FILES as HEAD_FILES
 from ..verifiers.base import VerifierError
 from ..verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, lacking
+from ..verifiers.transformers_vlm import FILES as VLM_FILES
+from ..verifiers.transformers_vlm import PROCESSORS
 from ..verifiers.weights import WEIGHT_SUFFIXES, tensor_names
 
 FOLDER = "verifiers"
 HOST_FOLDERS = ("clip_vision", "text_encoders")  # where a whole CLIP may lie already; ComfyUI's "clip" is the latter
 HEADS = "aesthetic"
 HEAD_BYTES = 64 * 2**20  # the published heads have 4 MB at most; whole models lie in the same folders
+LLM = "LLM"
+NO_VLM = "(none found: put a vision-language model into models/LLM)"
 NO_HEAD = "(none found: put an aesthetic head into models/aesthetic)"
 NO_MODEL = "(none found: put a CLIP model into models/verifiers)"
 A_CLIP = (
@@ -26,9 +30,9 @@ A_CLIP = (
 
 
 def register_folders() -> None:
-    """Makes `models/verifiers` and `models/aesthetic` known to ComfyUI, beside what extra_model_paths.yaml says. Safe
-    to repeat."""
-    for folder in (FOLDER, HEADS):
+    """Makes `models/verifiers`, `models/aesthetic` and `models/LLM` known to ComfyUI, beside what
+    extra_model_paths.yaml says. Safe to repeat."""
+    for folder in (FOLDER, HEADS, LLM):
         folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
 
 
@@ -89,6 +93,40 @@ def clip_vision_files() -> list[Path]:
     names = [name for name in folder_paths.get_filename_list("clip_vision") if name.endswith(".safetensors")]
     paths = [folder_paths.get_full_path("clip_vision", name) for name in sorted(names)]
     return [Path(path) for path in paths if path is not None]
+
+
+def vlm_choices() -> list[str]:
+    """The vision-language models in `models/LLM`, by path of their folder with forward slashes. Never empty, as
+    `clip_choices`."""
+    return sorted(_vlms()) or [NO_VLM]
+
+
+def vlm_folder(name: str) -> Path:
+    """The folder of an entry of `vlm_choices`. Raises VerifierError on any other name, `..` included."""
+    found = _vlms()
+    if name in found:
+        return found[name]
+    where = " or ".join(folder_paths.get_folder_paths(LLM))
+    close = difflib.get_close_matches(name, found, n=1)
+    if close:
+        raise VerifierError(f"no vision-language model {name!r} in {where}; did you mean {close[0]!r}?")
+    listed = f"found: {', '.join(sorted(found))}" if found else "found none"
+    raise VerifierError(
+        f"no vision-language model {name!r} in {where}; {listed}. {VLM_FILES}. Nothing is downloaded by itself"
+    )
+
+
+def _vlms() -> dict[str, Path]:
+    """Entry -> folder. Those with a processor beside the configuration, at most two folders deep; a language model
+    without eyes has none. The first of two with one name counts."""
+    register_folders()
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(LLM)):
+        for config in sorted([*root.glob(f"*/{TRANSFORMERS_CONFIG}"), *root.glob(f"*/*/{TRANSFORMERS_CONFIG}")]):
+            folder = config.parent
+            if any((folder / name).is_file() for name in PROCESSORS):
+                found.setdefault(folder.relative_to(root).as_posix(), folder)
+    return found
 
 
 def _heads() -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import ensemble, graph, judges, loaders, report, samplers, searches
+from . import ensemble, graph, judges, loaders, report, samplers, searches, vlm
 
 
 class NoiseSearchExtension(ComfyExtension):
@@ -17,4 +17,5 @@ class NoiseSearchExtension(ComfyExtension):
             *judges.NODES,
             *ensemble.NODES,
             *report.NODES,
+            *vlm.NODES,
         ]

@@ -9,6 +9,7 @@ MAX_CANDIDATES = 4096
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 Verifier = io.Custom("NOISE_SEARCH_VERIFIER")
+VLM = io.Custom("NOISE_SEARCH_VLM")
 Scores = io.Custom("NOISE_SEARCH_SCORES")
 SearchLog = io.Custom("NOISE_SEARCH_LOG")
 Search = io.Custom("NOISE_SEARCH_SEARCH")

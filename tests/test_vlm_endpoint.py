@@ -400,13 +400,13 @@ def test_no_more_calls_than_allowed_with_repeated_ones(serve):
 
 
 def test_a_new_search_has_all_its_calls(serve):
-    server = serve()
-    vlm = endpoint(server, max_calls=2)
-    VLMGrader(vlm).score(shades(2), ["a cat"] * 2)
+    server, search = serve(), ["first"]
+    grader = VLMGrader(endpoint(server, max_calls=2, search=lambda: search[0]))
+    grader.score(shades(2), ["a cat"] * 2)
     with pytest.raises(VerifierError, match="limit"):
-        VLMGrader(vlm).score(shades(1), ["a cat"])
-    vlm.new_search()
-    VLMGrader(vlm).score(shades(2), ["a cat"] * 2)
+        grader.score(shades(1), ["a cat"])
+    search[0] = "second"
+    grader.score(shades(2), ["a cat"] * 2)
     assert len(server.requests) == 4
 
 

@@ -64,8 +64,9 @@ class Endpoint:
 
     url: of the API ("http://localhost:8080/v1") or of chat/completions itself; http or https. model: the server's name
     for it. key_variable: the environment variable with the key, "" for none. concurrency: requests at the same time.
-    timeout: seconds for one request. max_calls: requests until `new_search`, repeated ones included. tries: of one
-    question. check: called several times a second; what it raises ends the waiting. sleep: for tests.
+    timeout: seconds for one request. max_calls: requests in one search, repeated ones included; search: says which one
+    it is. tries: of one question. check: called several times a second; what it raises ends the waiting. sleep: for
+    tests.
     """
 
     url: str
@@ -76,6 +77,7 @@ class Endpoint:
     max_calls: int = 500
     tries: int = 5
     check: Callable[[], None] = lambda: None
+    search: Callable[[], object] = lambda: None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     calls: int = field(default=0, init=False)
     name: str = field(default="", init=False)
@@ -90,16 +92,13 @@ class Endpoint:
         if self.concurrency < 1 or self.timeout <= 0 or self.max_calls < 1 or self.tries < 1:
             raise VerifierError("VLM Endpoint: concurrency, timeout and max_calls must be above 0")
         self.name = self.model
+        self._search: object = None  # that the calls are counted of
         self._unknown: set[str] = set()  # parameters that the server does not take
         self._key()
 
     def identity(self) -> str:
         """URL and model. What is behind the name can change, and nothing here would show it."""
         return json.dumps(["endpoint", self.url, self.model])
-
-    def new_search(self) -> None:
-        """Begins to count calls anew."""
-        self.calls = 0
 
     def first_tokens(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         # Temperature 1: some servers give the probabilities after it. What is drawn does not matter.
@@ -125,6 +124,9 @@ class Endpoint:
 
     def _ask(self, asks: Sequence[Ask], options: Callable[[Ask], dict[str, Any]]) -> list[dict[str, Any]]:
         """The first choice of the answer to each question, in order."""
+        search = self.search()
+        if search != self._search:
+            self._search, self.calls = search, 0
         urls = {id(ask.image): "" for ask in asks}  # several questions about one image need one picture
         requests = []
         for ask in asks:

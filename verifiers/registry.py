@@ -13,8 +13,9 @@ VERIFIERS = {
     "aesthetic": "aesthetic:Aesthetic",
     "clip_score": "clip:CLIPScore",
     "hps": "hps:HPS",
-    "imagereward": "imagereward:ImageReward",
     "pickscore": "pickscore:PickScore",
+    "vlm_grader": "vlm:VLMGrader",
+    "vqa_score": "vlm:VQAScore",
 }
 
 

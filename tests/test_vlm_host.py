@@ -1,0 +1,304 @@
+"""Vision-language judges inside ComfyUI: folders, memory, the CLIP back end, nodes."""
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+import torch
+
+pytest.importorskip("comfy")
+
+import comfy.model_management as mm
+import folder_paths
+import tiny_vlms
+from noise_search.host import folders
+from noise_search.host import vlm as hosting
+from noise_search.host.ensemble import VerifierEnsemble
+from noise_search.host.folders import vlm_choices
+from noise_search.host.selection import score_images
+from noise_search.host.vlm import ClipVLM, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
+from noise_search.verifiers.base import VerifierError
+from noise_search.verifiers.transformers_vlm import FolderVLM
+from noise_search.verifiers.vlm import Ask, VQAScore
+from vlm_server import VLMServer, answer, grades
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """An empty models/LLM of our own, as the only one that ComfyUI knows."""
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.LLM, ([str(tmp_path / "LLM")], set()))
+    (tmp_path / "LLM").mkdir()
+    return tmp_path / "LLM"
+
+
+@pytest.fixture
+def tiny(models):
+    tiny_vlms.save_vlm(models / "maker" / "tiny")
+    return models / "maker" / "tiny"
+
+
+@pytest.fixture
+def server():
+    with VLMServer() as running:
+        yield running
+
+
+def shade(value):
+    return torch.full((1, 8, 8, 3), float(value))
+
+
+# Folders
+
+
+def test_only_models_that_see_are_listed(models, tiny):
+    (models / "text-only").mkdir()
+    (models / "text-only" / "config.json").write_text("{}")
+    (models / "model.gguf").write_text("")
+    assert vlm_choices() == ["maker/tiny"]
+
+
+@pytest.mark.parametrize("name", ["../tiny", folders.NO_VLM, "/etc", ""])
+def test_without_a_model_the_error_names_one(models, name):
+    assert vlm_choices() == [folders.NO_VLM]
+    with pytest.raises(VerifierError, match=r"found none. .*Qwen3-VL-4B-Instruct \(Apache-2.0 licence, 8.9 GB\)"):
+        load_vlm_folder(name)
+
+
+def test_a_misspelt_model_gets_a_suggestion(tiny):
+    with pytest.raises(VerifierError, match="no vision-language model 'maker/tinny' in .*; did you mean 'maker/tiny'?"):
+        load_vlm_folder("maker/tinny")
+
+
+# Memory
+
+
+def test_scores_like_the_plain_verifier_under_comfyuis_patcher(tiny):
+    hosted = load_vqa_score(load_vlm_folder("maker/tiny"))
+    images = torch.rand(2, 20, 20, 3)
+    values = hosted.score(images, "a red circle")
+    assert torch.equal(values, VQAScore(FolderVLM.load(tiny)).score(images, ["a red circle"] * 2))
+    assert any(loaded.model is hosted.patcher for loaded in mm.current_loaded_models)
+
+
+def test_two_judges_of_one_folder_share_one_network(tiny):
+    vqa, grader = load_vqa_score(load_vlm_folder("maker/tiny")), load_vlm_grader(load_vlm_folder("maker/tiny"))
+    assert vqa.patcher is grader.patcher and vqa.verifier.module is grader.verifier.module
+    assert load_vlm_folder("maker/tiny", "bf16") is not load_vlm_folder("maker/tiny")
+
+
+def test_nothing_stays_when_the_judge_goes(tiny):
+    hosted = load_vqa_score(load_vlm_folder("maker/tiny"))
+    hosted.score(shade(0.5), "a red circle")
+    network = weakref.ref(hosted.verifier.module)
+    del hosted
+    gc.collect()
+    mm.cleanup_models_gc()
+    mm.cleanup_models()
+    assert network() is None
+
+
+def test_the_network_is_loaded_as_a_whole_with_room_to_think(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mm, "load_models_gpu", lambda *args, **kwargs: asked.append(kwargs))
+    load_vqa_score(load_vlm_folder("maker/tiny")).score(shade(0.5), "a red circle")
+    assert asked == [{"memory_required": 2 * 2**30, "force_full_load": True}]
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_prefers_bf16_on_a_gpu(monkeypatch, bf16, expected):
+    monkeypatch.setattr(mm, "should_use_bf16", lambda device: bf16)
+    monkeypatch.setattr(mm, "should_use_fp16", lambda *args, **kwargs: True)
+    assert hosting.vlm_dtype("auto", torch.device("cuda")) == expected
+    assert hosting.vlm_dtype("fp32", torch.device("cuda")) == torch.float32
+    assert hosting.vlm_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+# The grader's columns
+
+
+def test_the_overall_grade_decides_and_the_others_are_reported(server):
+    hosted = load_vlm_grader(load_endpoint(server.url, "tiny"))
+
+    def reply(request):
+        dark = request.brightness < 0.5
+        return answer(grades(6 if dark else 5, accuracy_to_prompt=0 if dark else 10))
+
+    server.reply = reply
+    scores = score_images([shade(0.1), shade(0.9)], hosted, ["a cat"])
+    assert scores.flat() == [6.0, 5.0] and scores.order(0) == [0, 1]
+    assert scores.values[:, 0, 1].tolist() == [0.0, 10.0] and len(scores.members) == 6
+
+
+def test_in_an_ensemble_the_criteria_still_only_report(server):
+    vlm = load_endpoint(server.url, "tiny")
+    ensemble = VerifierEnsemble([(load_vqa_score(vlm), 1.0), (load_vlm_grader(vlm), 2.0)])
+    assert ensemble.aggregator.weights == (1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_vqa_score_has_one_column(tiny):
+    hosted = load_vqa_score(load_vlm_folder("maker/tiny"))
+    assert hosted.members == ("VQA Score (tiny)",) and hosted.aggregator is None
+
+
+# The endpoint
+
+
+def test_calls_are_counted_for_every_run_of_a_node(server):
+    from comfy_execution.utils import CurrentNodeContext
+
+    hosted = load_vlm_grader(load_endpoint(server.url, "tiny", max_calls=2))
+    for prompt_id, node in (("one", "5"), ("one", "6"), ("two", "5")):
+        with CurrentNodeContext(prompt_id, node, 0):
+            hosted.score(shade(0.5), "a cat")
+            hosted.score(shade(0.6), "a cat")
+            with pytest.raises(VerifierError, match="VLM Grader .* failed: VLM Endpoint has made 2 calls"):
+                hosted.score(shade(0.7), "a cat")
+
+
+def test_cancel_keeps_its_type_while_a_server_is_waited_for(server):
+    def cancel_and_be_silent(request):
+        mm.interrupt_current_processing()
+        return None
+
+    server.reply = cancel_and_be_silent
+    hosted = load_vlm_grader(load_endpoint(server.url, "tiny", timeout=600))
+    with pytest.raises(mm.InterruptProcessingException):
+        hosted.score(shade(0.5), "a cat")
+
+
+def test_no_network_is_no_patcher(server):
+    assert load_vqa_score(load_endpoint(server.url, "tiny")).patcher is None
+
+
+# The CLIP back end
+
+
+class FakeClip:
+    """Not a model: answers as it is told, by the interface of ComfyUI's CLIP; what it is asked is kept."""
+
+    def __init__(self, reply="", sees=True):
+        self.reply, self.sees, self.asked = reply, sees, []
+        self.patcher = None
+
+    def tokenize(self, text, **options):
+        self.asked.append((text, options))
+        image = [({"type": "image", "data": options["image"]}, 1.0)] if self.sees else []
+        return {"fake": [[(1, 1.0), *image, (2, 1.0)]]}
+
+    def generate(self, tokens, **options):
+        self.options = options
+        return [3, 4]
+
+    def decode(self, ids):
+        return self.reply
+
+    def get_sd(self):
+        return {"w": torch.zeros(2)}
+
+
+def test_a_clip_that_cannot_see_is_refused():
+    with pytest.raises(VerifierError, match="CLIP does not look at images; connect .*Qwen3-VL.*0.16.3"):
+        ClipVLM(FakeClip(sees=False))
+
+
+def test_what_cannot_write_is_refused():
+    with pytest.raises(VerifierError, match="this ComfyUI's CLIP cannot generate text"):
+        ClipVLM(object())
+
+
+def test_a_real_clip_of_an_image_model_is_refused(demo):
+    with pytest.raises(VerifierError, match="does not look at images"):
+        ClipVLM(demo.clip)
+
+
+def test_vqa_score_from_clip_is_refused_before_anything_is_sampled():
+    with pytest.raises(VerifierError, match="ComfyUI's CLIP gives out text only: use VLM Grader with VLM from CLIP"):
+        load_vqa_score(ClipVLM(FakeClip()))
+
+
+def test_the_grader_reads_what_a_clip_writes():
+    clip = FakeClip("Sure!\n" + grades(8.5))
+    values = load_vlm_grader(ClipVLM(clip), samples=2).score(shade(0.2), "a (red:1.3) circle")
+    assert values.tolist() == [[8.5] * 6]
+    text, options = clip.asked[-1]
+    assert "a (red:1.3) circle" in text and options["skip_template"] is False
+    assert torch.allclose(options["image"], shade(0.2), atol=1 / 255)
+    assert clip.options["do_sample"] is True and clip.options["seed"] == 1 and clip.options["top_k"] == 0
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    """ComfyUI's own Qwen3-VL with its real tokenizer, with tiny layers of random weights."""
+    pytest.importorskip("comfy.text_encoders.qwen3vl")
+    import comfy.sd
+    import comfy.text_encoders.qwen3vl as qwen3vl
+
+    patch = pytest.MonkeyPatch()
+    eyes = {"hidden_size": 32, "intermediate_size": 32, "depth": 2, "deepstack_visual_indexes": [0]}
+    patch.setitem(qwen3vl.QWEN3VL_VISION, "qwen3vl_4b", eyes)
+    patch.setitem(qwen3vl.QWEN3VL_VISION_COMMON, "num_heads", 2)
+    layers = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    layers |= {"num_key_value_heads": 1}
+    target = type(
+        "Target",
+        (),
+        {"params": {}, "clip": qwen3vl.te(model_type="qwen3vl_4b"), "tokenizer": qwen3vl.tokenizer("qwen3vl_4b")},
+    )
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        clip = comfy.sd.CLIP(target, model_options={"qwen3vl_4b_model_config": layers, "dtype": torch.float32})
+        with torch.no_grad():
+            for parameter in clip.cond_stage_model.parameters():
+                parameter.normal_(std=0.3)
+    yield clip
+    patch.undo()
+
+
+def test_comfyuis_own_qwen_sees_and_writes(qwen, monkeypatch):
+    monkeypatch.setattr(hosting, "ANSWER_TOKENS", 8)
+    vlm = ClipVLM(qwen)
+    image = torch.rand(64, 64, 3)
+    first, again, other, seeded = vlm.answers(
+        [Ask(image, "hello"), Ask(image, "hello"), Ask(1 - image, "hello"), Ask(image, "hello", "", None, 1.0, 3)]
+    )
+    assert first == again and len({first, other, seeded}) == 3
+    assert vlm.name == "qwen3vl_4b" and vlm.identity() == vlm.identity()
+
+
+def test_a_random_qwen_grades_nothing_and_the_error_shows_its_answer(qwen, monkeypatch):
+    monkeypatch.setattr(hosting, "ANSWER_TOKENS", 4)
+    hosted = load_vlm_grader(ClipVLM(qwen))
+    assert hosted.patcher is qwen.patcher and not hosted.whole
+    with pytest.raises(VerifierError, match="VLM Grader .*failed: the answer holds no grading in JSON"):
+        hosted.score(torch.rand(1, 64, 64, 3), "a cat")
+
+
+# Nodes
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    import noise_search
+
+    extension = asyncio.run(noise_search.comfy_entrypoint())
+    return {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
+
+
+def test_the_nodes_make_judges(nodes, tiny, server):
+    folder = nodes["NoiseSearchVLMFolder"].execute("maker/tiny", "fp32")[0]
+    endpoint = nodes["NoiseSearchVLMEndpoint"].execute(server.url, "tiny", "", 2, 30, 10)[0]
+    clip = nodes["NoiseSearchVLMClip"].execute(FakeClip(grades(3)))[0]
+    images = torch.rand(1, 16, 16, 3)
+    assert nodes["NoiseSearchVQAScore"].execute(folder)[0].score(images, "a cat").shape == (1, 1)
+    for vlm in (endpoint, clip):
+        judge = nodes["NoiseSearchVLMGrader"].execute(vlm, 1, 0.7)[0]
+        assert judge.score(images, "a cat").shape == (1, 6)
+    own = nodes["NoiseSearchVQAScore"].execute(folder, "Is this {prompt}?")[0]
+    assert own.verifier.question == "Is this {prompt}?"
+
+
+def test_the_key_is_no_widget(nodes):
+    ids = [item.id for item in nodes["NoiseSearchVLMEndpoint"].define_schema().inputs]
+    assert ids == ["url", "model", "key_variable", "concurrency", "timeout", "max_calls"]
