@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import tiny_clips
+import tiny_imagereward
 import tiny_vlms
 import torch
 import vlm_server
@@ -26,6 +27,10 @@ def tiny_pickscore(folder):
 def tiny_hps(folder):
     tiny_clips.save_open_clip_folder(folder)
     return registry.get("hps").load(folder)
+
+
+def tiny_reward(folder):
+    return registry.get("imagereward").load(tiny_imagereward.save(folder))
 
 
 def tiny_aesthetic(folder):
@@ -59,6 +64,7 @@ TINY = {
     "aesthetic": tiny_aesthetic,
     "clip_score": tiny_clip_score,
     "hps": tiny_hps,
+    "imagereward": tiny_reward,
     "pickscore": tiny_pickscore,
     "vlm_grader": tiny_vlm_grader,
     "vqa_score": tiny_vqa_score,

@@ -13,6 +13,7 @@ VERIFIERS = {
     "aesthetic": "aesthetic:Aesthetic",
     "clip_score": "clip:CLIPScore",
     "hps": "hps:HPS",
+    "imagereward": "imagereward:ImageReward",
     "pickscore": "pickscore:PickScore",
     "vlm_grader": "vlm:VLMGrader",
     "vqa_score": "vlm:VQAScore",
