@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import time
 from typing import Any
 
 import comfy.utils
@@ -18,6 +19,7 @@ from ..search.run import Run
 from .sampling import Sampling
 
 PREVIEW_SIZE = 512
+SHOW_EVERY = 0.2  # seconds
 TEXT_WIDTH = 52  # characters that fit on a node of usual width
 
 
@@ -53,6 +55,7 @@ class SearchProgress:
         model = sampling.model
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
         self.has_best = False
+        self.shown = 0.0
         self.bar = comfy.utils.ProgressBar(self.total)
         self.console = tqdm(total=self.total, desc="Noise Search", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
 
@@ -67,6 +70,9 @@ class SearchProgress:
     def candidate(self, run: Run, candidate: Candidate) -> None:
         """A candidate is scored: a line of text, and its image where it is the best so far."""
         self.spending = run.spending
+        if candidate.recalled and time.monotonic() < self.shown + SHOW_EVERY:
+            return  # they come faster than anyone can look
+        self.shown = time.monotonic()
         text = tell(run, candidate)
         image, preview = best_image(run.pool, candidate), None
         if image is not None:
@@ -84,6 +90,8 @@ class SearchProgress:
         extra = f" (+{log.extra_nfe:,} extra)" if log.extra_nfe else ""
         spent = f"{log.nfe - log.extra_nfe:,} NFE{extra}"
         lines = [f"{_best(log)} · {spent}.", f"Ended because {log.stopped}." if log.stopped else ""]
+        if log.recalled:
+            lines.append(f"{len(log.recalled)} of {len(log.candidates)} candidates were known from before.")
         send_text("\n".join([*filter(None, lines), *log.warnings]), self.node_id)
 
     def close(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import comfy.sd1_clip
@@ -17,17 +18,22 @@ from ..search.aggregate import Aggregator
 from ..search.budget import Budget
 from ..search.log import Pool, SearchLog
 from ..search.random_search import RandomSearch
-from ..search.recipe import to_json
+from ..search.recipe import Recipe, to_json
+from ..search.remember import RememberingEngine
 from ..search.replay import ReplayRecipe
-from ..search.run import Algorithm
+from ..search.run import Algorithm, StaleMemory, tolerance
 from ..search.run import search as run_search
 from ..version import __version__
+from . import travel
+from .content import files_behind, search_key
 from .engine import ComfyEngine, Options, Result, join_rows
 from .finish import ended_early, finishable
 from .noise import RecipeNoise
 from .progress import SearchProgress
 from .prompt_text import all_nodes, find_prompt, host_input_types, host_output_names
 from .sampling import Sampling
+from .store import Store, StoredMemory
+from .travel import Winners
 from .verifier import HostedVerifier
 
 METADATA_KEY = "noise_search"
@@ -48,11 +54,20 @@ class Graph:
             return cls()
         return cls(hidden.unique_id, all_nodes(hidden.dynprompt), getattr(hidden, "extra_pnginfo", None))
 
+    @property
+    def runs(self) -> list[Any]:
+        """What this node wrote into the metadata so far, an entry for each time that it ran in this prompt."""
+        return list((self.extra_pnginfo or {}).get(METADATA_KEY, {}).get(self.node_id, []))
+
+    def winners(self) -> Winners | None:
+        """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed."""
+        return travel.find((self.extra_pnginfo or {}).get("workflow"), self.prompt, self.node_id, len(self.runs))
+
 
 @dataclass(frozen=True)
 class SearchResult:
     """latent, denoised: LATENT of the winners; image: [B, H, W, C]; noise: NOISE that makes the winners again;
-    top_images: rank 1, 2, ... each [B, H, W, C]."""
+    top_images, top_recipes: of rank 1, 2, ...; an image [B, H, W, C] and a recipe per item each."""
 
     latent: dict[str, Any]
     denoised: dict[str, Any]
@@ -62,6 +77,7 @@ class SearchResult:
     recipe: str
     log: SearchLog
     top_images: list[torch.Tensor]
+    top_recipes: tuple[tuple[Recipe, ...], ...]
 
 
 def verifier_prompt(typed: str, verifier: HostedVerifier, graph: Graph, start: str) -> tuple[str, str]:
@@ -108,11 +124,12 @@ def search(
     budget: Budget | None = None,
     options: Options | None = None,
     drop_bad: bool = False,
+    store: Store | None = None,
 ) -> SearchResult:
     """A search worth `candidates` stock images, or less where `budget` says so.
 
-    algorithm: Random Search if left out. drop_bad: leave out candidates without a score (NaN images). Raises ValueError
-    on inputs that cannot be searched.
+    algorithm: Random Search if left out. drop_bad: leave out candidates without a score (NaN images). store: where what
+    is computed is kept, and looked up before it is computed. Raises ValueError on inputs that cannot be searched.
     """
     prompt, source = verifier_prompt(typed_prompt, verifier, graph, prompt_behind)
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
@@ -125,36 +142,128 @@ def search(
             log_to_console.warning("Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate")
         candidates, algorithm = 1, algorithm if isinstance(algorithm, ReplayRecipe) else RandomSearch()
     budget = replace(budget or Budget(), candidates=candidates)
-    progress = SearchProgress(sampling, candidates, graph.node_id)
-    with finishable(graph.node_id) as finish:
-        engine = ComfyEngine(sampling, vae, verifier, prompt, progress.step, candidates, options, finish)
-        limits = {key: value for key, value in asdict(budget).items() if value is not None}
-        settings = {**sampling.settings, "seed": seed, **limits, "prompt": prompt, "prompt_from": source}
-        log = SearchLog(
-            engine.members,
-            engine.rows,
-            getattr(verifier, "aggregator", None) or Aggregator(),
-            algorithm=algorithm.name,
-            settings={**settings, **algorithm.settings()},
-            host=host_info(),
-            usual_ranges=usual_ranges(verifier),
-        )
-        pool = Pool(log, keep=top_k)
-        try:
-            run_search(algorithm, engine, pool, seed, budget, progress.candidate, drop_bad, finish)
-        finally:
-            progress.close()
-            engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
+    with finishable(graph.node_id) as finish, ExitStack() as stack:
+        job = _Job(sampling, vae, verifier, prompt, source, seed, top_k, graph, options or Options(), drop_bad, finish)
+        if store is not None:
+            job.memory = stack.enter_context(job.remembered_in(store, algorithm))
+        winners = None if isinstance(algorithm, ReplayRecipe) else graph.winners()
+        pool = (job.remake(winners) if winners else None) or job.run(algorithm, budget)
+    log = pool.log
     if log.early:
         ended_early(graph.node_id)
-    log.extra_nfe += engine.batches.extra_nfe
-    log.extra_seconds += engine.batches.extra_seconds
+    log.warnings += job.notes
+    if job.memory is not None and job.memory.problem:
+        log.warnings.append(job.memory.problem)
     for warning in log.warnings:
         log_to_console.warning("Noise Search: %s", warning)
-    progress.end(pool)
+    job.progress.end(pool)
     result = collect(pool, sampling)
     write_metadata(result, prompt, graph)
     return result
+
+
+@dataclass
+class _Job:
+    """A search and what it needs. memory: of what was computed before; notes: what the user should know of that."""
+
+    sampling: Sampling
+    vae: Any
+    verifier: HostedVerifier
+    prompt: str
+    source: str
+    seed: int
+    top_k: int
+    graph: Graph
+    options: Options
+    drop_bad: bool
+    finish: Callable[[], bool]
+    memory: StoredMemory | None = None
+    notes: list[str] = field(default_factory=list)
+    progress: SearchProgress = field(init=False)
+
+    @contextmanager
+    def remembered_in(self, store: Store, algorithm: Algorithm) -> Iterator[StoredMemory | None]:
+        """The memory of all searches of this content, or None where there is none to be had."""
+        if not store.settings().enabled:
+            yield None
+            return
+        try:
+            files = files_behind(self.graph.prompt, self.graph.node_id)
+            frames = self.options.frames
+            key = search_key(self.sampling, self.vae, self.verifier, self.prompt, frames, host_info(), files)
+        except Exception as error:  # nodes of any pack may be behind it; a search must not fail for its memory
+            self.notes.append(f"The candidates of this search are not remembered: {error}")
+            yield None
+            return
+        with store.memory(key, self.prompt, algorithm.name) as memory:
+            yield memory
+
+    def run(self, algorithm: Algorithm, budget: Budget) -> Pool:
+        """Searches. What is remembered and turns out to be wrong is set aside, and computed anew."""
+        memory = self.memory
+        while True:
+            try:
+                return self._attempt(algorithm, budget, memory)
+            except StaleMemory as stale:
+                assert memory is not None
+                count = memory.set_aside()
+                if not count:
+                    memory = None  # the same run gave other scores a moment ago
+                self.notes.append(
+                    f"What was remembered of this search no longer fits ({stale}): something changed that does not "
+                    f"show in the inputs. {count} candidates were set aside and the search made anew."
+                )
+
+    def remake(self, winners: Winners) -> Pool | None:
+        """What a saved picture found, at the cost of its winners; None where they are no longer what they were."""
+        recipes, *others = winners.recipes[: self.top_k]
+        try:
+            pool = self.run(ReplayRecipe(recipes, tuple(others)), Budget(2 * len(winners.recipes)))
+        except ValueError as error:
+            self.notes.append(f"The recipe in this picture's workflow cannot be made here ({error}), so it searched.")
+            return None
+        first = pool.log.candidates[0].values
+        now, then = (torch.tensor(values, dtype=torch.float64) for values in (first, winners.scores))
+        if now.shape != then.shape or bool(((now - then).abs() > tolerance(pool.log)).any()):
+            self.notes.append(
+                f"The recipe in this picture's workflow scores {first} here and {winners.scores} when it was saved, so "
+                "the model or something else is another; it searched anew."
+            )
+            return None
+        pool.log.stopped = "the picture's own recipe was made again; change any input to search"
+        return pool
+
+    def _attempt(self, algorithm: Algorithm, budget: Budget, memory: StoredMemory | None) -> Pool:
+        sampling = self.sampling
+        candidates = budget.candidates
+        self.progress = SearchProgress(sampling, candidates, self.graph.node_id)
+        engine = ComfyEngine(
+            sampling, self.vae, self.verifier, self.prompt, self.progress.step, candidates, self.options, self.finish
+        )
+        remembering = None if memory is None else RememberingEngine(engine, memory)
+        limits = {key: value for key, value in asdict(budget).items() if value is not None}
+        settings = {**sampling.settings, "seed": self.seed, **limits, "prompt": self.prompt, "prompt_from": self.source}
+        log = SearchLog(
+            engine.members,
+            engine.rows,
+            getattr(self.verifier, "aggregator", None) or Aggregator(),
+            algorithm=algorithm.name,
+            settings={**settings, **algorithm.settings()},
+            host=host_info(),
+            usual_ranges=usual_ranges(self.verifier),
+        )
+        pool = Pool(log, keep=self.top_k)
+        on_candidate = self.progress.candidate
+        try:
+            run_search(
+                algorithm, remembering or engine, pool, self.seed, budget, on_candidate, self.drop_bad, self.finish
+            )
+        finally:
+            self.progress.close()
+            engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
+        log.extra_nfe += engine.batches.extra_nfe + (remembering.extra_nfe if remembering else 0)
+        log.extra_seconds += engine.batches.extra_seconds
+        return pool
 
 
 def usual_ranges(verifier: Any) -> tuple[tuple[float, float] | None, ...]:
@@ -178,6 +287,10 @@ def collect(pool: Pool, sampling: Sampling) -> SearchResult:
         recipe=to_json(recipes),
         log=log,
         top_images=[join_images([result.image for result in rank]) for rank in ranks],
+        top_recipes=tuple(
+            tuple(log.candidates[log.order(row)[rank]].recipes[row] for row in range(log.rows))
+            for rank in range(len(ranks))
+        ),
     )
 
 
@@ -201,8 +314,12 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
         "prompt": prompt,
         "sha256": [pixels_sha256(image) for image in result.image],
     }
+    runs, log = graph.runs, result.log
+    best = tuple(log.best(row).values[row] for row in range(log.rows))
+    workflow = graph.extra_pnginfo.get("workflow")
+    travel.leave(workflow, graph.prompt, graph.node_id, len(runs), Winners(result.top_recipes, best))
     searches = graph.extra_pnginfo.get(METADATA_KEY, {})
-    graph.extra_pnginfo[METADATA_KEY] = {**searches, graph.node_id: [*searches.get(graph.node_id, []), entry]}
+    graph.extra_pnginfo[METADATA_KEY] = {**searches, graph.node_id: [*runs, entry]}
 
 
 def pixels_sha256(image: torch.Tensor) -> str:

@@ -10,6 +10,7 @@ from ..host.finish import fingerprint
 from ..host.sampling import Sampling
 from ..host.search import Graph, SearchResult
 from ..host.search import search as run_search
+from ..host.store import default as default_store
 from . import types
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo]
@@ -135,6 +136,7 @@ class SearchKSampler(io.ComfyNode):
             budget,
             Options(batch_size, frames),
             drop_bad=bad_candidate != types.BAD_CANDIDATES[0],
+            store=default_store(),
         )
         return outputs(cls, result)
 
@@ -219,6 +221,7 @@ class SearchSamplerAdvanced(io.ComfyNode):
             budget,
             Options(batch_size, frames),
             drop_bad=bad_candidate != types.BAD_CANDIDATES[0],
+            store=default_store(),
         )
         return outputs(cls, result, result.denoised)
 

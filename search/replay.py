@@ -1,4 +1,4 @@
-"""Making a winner again."""
+"""Making winners again."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from .run import Run
 
 @dataclass(frozen=True)
 class ReplayRecipe:
-    """No search: the candidate of `recipes` (one for the latent batch, or one per item) and nothing else."""
+    """No search: the candidate of `recipes` (one for the latent batch, or one per item), those of `others`, and nothing
+    else."""
 
     recipes: Recipes
+    others: tuple[Recipes, ...] = ()
     name: str = field(default=REPLAY, init=False)
 
     def __call__(self, run: Run, seed: int) -> None:
         run.first(self.recipes)
+        for recipes in self.others:
+            run.render([recipes])
 
     def settings(self) -> dict[str, Any]:
         return {"recipe": to_json(list(self.recipes))}

@@ -291,12 +291,12 @@ def _render_again(engine: Engine, pool: Pool) -> None:
             raise ValueError(f"candidate {index}, when it was rendered again: {rendered.error}")
         difference = (rendered.values - torch.tensor(candidate.values)).abs()
         difference = difference.nan_to_num(0.0)  # of a verifier that was dropped
-        if candidate.recalled and bool((difference > _tolerance(log)).any()):
+        if candidate.recalled and bool((difference > tolerance(log)).any()):
             raise StaleMemory(f"candidate {index} scored {candidate.values} before and {rendered.values.tolist()} now")
         pool.restore(index, rendered)
         if index in in_batch:
             apart = max(apart, float(difference.max()))
-            if bool((difference > _tolerance(log)).any()):
+            if bool((difference > tolerance(log)).any()):
                 log.warnings.append(
                     f"Candidate {index} scores {float(difference.max()):.3g} otherwise alone than in its batch: "
                     "something in the model or the sampler mixes the candidates of a batch. The image is the one made "
@@ -306,7 +306,7 @@ def _render_again(engine: Engine, pool: Pool) -> None:
         log.findings["batch_difference"] = apart  # of the winner's values from those of its run alone
 
 
-def _tolerance(log: SearchLog) -> torch.Tensor:
+def tolerance(log: SearchLog) -> torch.Tensor:
     """How far scores alone and in a batch, or then and now, may be apart, float64 [rows, members]: more than rounding
     ever makes."""
     finals = torch.tensor([candidate.values for candidate in log.of_stage()], dtype=torch.float64)

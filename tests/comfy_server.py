@@ -56,9 +56,12 @@ class Run:
 
 
 class ComfyServer:
-    """Starts ComfyUI on the CPU with folders of its own under `home`, and talks to it. Use it as a context manager."""
+    """Starts ComfyUI on the CPU with folders of its own under `home`, and talks to it. Use it as a context manager.
 
-    def __init__(self, comfy: Path, home: Path, *arguments: str):
+    store: whether searches remember candidates; without, nothing that another test computed is known.
+    """
+
+    def __init__(self, comfy: Path, home: Path, *arguments: str, store: bool = False):
         self.home = home
         self.log_file = home / "comfyui.log"
         self.port = _free_port()
@@ -66,6 +69,9 @@ class ComfyServer:
         for folder in ("custom_nodes", "input", "output", "temp", "user", "models"):
             (home / folder).mkdir(parents=True, exist_ok=True)
         link_pack(home / "custom_nodes" / FOLDER)
+        settings = home / "user" / "__noise_search" / "settings.json"
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text(json.dumps({"enabled": store}))
         self.command = [sys.executable, str(comfy / "main.py"), "--cpu", "--port", str(self.port)]
         self.command += ["--base-directory", str(home), "--database-url", f"sqlite:///{home / 'comfyui.db'}"]
         self.command += ["--disable-auto-launch", "--disable-api-nodes", "--log-stdout", *arguments]
@@ -184,6 +190,8 @@ class ComfyServer:
 
 def link_pack(folder: Path) -> None:
     """Puts the pack where ComfyUI looks for it: a link, or a copy where the system allows no links."""
+    if folder.exists():  # from an earlier start
+        return
     try:
         folder.symlink_to(PACK, target_is_directory=True)
     except OSError:

@@ -3,9 +3,12 @@
 With COMFYUI_PATH set, the tests that need a real ComfyUI run too; without it they are skipped.
 """
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +23,12 @@ if comfy_root := os.environ.get("COMFYUI_PATH"):
 
     args.cpu = True  # before comfy.model_management is imported
 
+    import folder_paths
+
+    user_folder = tempfile.mkdtemp(prefix="noise-search-user-")
+    atexit.register(shutil.rmtree, user_folder, ignore_errors=True)
+    folder_paths.set_user_directory(user_folder)
+
 sys.path.append(str(ROOT / "tests"))  # for what the tests share
 
 # The same examples on every machine, and no deadline: a busy one is slow, not wrong.
@@ -29,6 +38,11 @@ settings.load_profile("noise_search")
 spec = importlib.util.spec_from_file_location("noise_search", ROOT / "__init__.py")
 sys.modules["noise_search"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
+
+if comfy_root:  # a test that wants the store says so; to the others nothing may be known from before
+    from noise_search.host import store
+
+    store.configure(enabled=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,472 @@
+"""The evaluation store: every scored candidate, on disk as it happens.
+
+One SQLite file in ComfyUI's user directory. A search finds in it what was computed before for the same content
+(`host/content.py` makes the key) and computes the rest. Whatever goes wrong with the file, the search goes on without
+it and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import folder_paths
+import numpy as np
+import torch
+from PIL import Image
+
+from ..search.engine import Rendered
+from ..search.recipe import from_json, to_json
+from ..search.remember import Spent
+
+FILE, SETTINGS = "evaluations.sqlite3", "settings.json"
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x4E6F6953  # "NoiS"
+BUSY_SECONDS = 5.0
+PRUNE_EVERY = 64  # candidates
+SMALLEST_MB, LARGEST_MB = 16, 1_000_000
+MANY = 500  # searches listed
+
+SCHEMA = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS searches (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    prompt TEXT NOT NULL,
+    algorithm TEXT NOT NULL,
+    created REAL NOT NULL,
+    used REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS entries (
+    search INTEGER NOT NULL,
+    work TEXT NOT NULL,
+    session TEXT NOT NULL,
+    recipes TEXT,
+    "values" TEXT,
+    nfe INTEGER NOT NULL,
+    seconds TEXT NOT NULL,
+    together INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL,
+    thumbnails BLOB,
+    PRIMARY KEY (search, work)
+);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+
+T = TypeVar("T")
+log_to_console = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """enabled: whether searches use the store. limit_mb: beyond it the searches not used for longest are deleted."""
+
+    enabled: bool = True
+    limit_mb: int = 512
+
+
+class StoreError(Exception):
+    """The store cannot be used. The message says why, and what became of its file."""
+
+
+class Store:
+    """The store in a folder. Nothing is kept open, so any number of servers may share it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.file = folder / FILE
+
+    def settings(self) -> Settings:
+        """The user's settings; the usual ones where there are none that can be read."""
+        try:
+            data = json.loads((self.folder / SETTINGS).read_text("utf-8"))
+            return _checked(Settings(data.get("enabled", True), data.get("limit_mb", Settings.limit_mb)))
+        except FileNotFoundError:
+            return Settings()
+        except (OSError, ValueError, AttributeError) as error:
+            log_to_console.warning("Noise Search: %s cannot be read (%s)", self.folder / SETTINGS, error)
+            return Settings()
+
+    def configure(self, enabled: bool | None = None, limit_mb: int | None = None) -> Settings:
+        """Changes what is not None. Raises ValueError on what cannot be, and StoreError where it cannot be written."""
+        now = self.settings()
+        settings = _checked(
+            Settings(
+                now.enabled if enabled is None else enabled,
+                now.limit_mb if limit_mb is None else limit_mb,
+            )
+        )
+        path = self.folder / SETTINGS
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{uuid.uuid4().hex}")
+            draft.write_text(json.dumps(asdict(settings)), "utf-8")
+            os.replace(draft, path)
+        except OSError as error:
+            raise StoreError(f"the settings cannot be written to {path}: {error}") from error
+        if self.file.exists():
+            with self._open() as connection:
+                _prune(connection, settings.limit_mb, keep="")
+        return settings
+
+    def overview(self) -> dict[str, Any]:
+        """What there is, for people: settings, size, and the searches, the last used first."""
+        data: dict[str, Any] = {**asdict(self.settings()), "bytes": self._bytes(), "path": str(self.file)}
+        data |= {"problem": "", "searches": []}
+        if not self.file.exists():
+            return data
+        try:
+            with self._open() as connection:
+                rows = connection.execute(
+                    'SELECT id, prompt, algorithm, created, used, COUNT("values"), COALESCE(SUM(bytes), 0) '
+                    "FROM searches LEFT JOIN entries ON entries.search = searches.id "
+                    "GROUP BY id ORDER BY used DESC LIMIT ?",
+                    (MANY,),
+                ).fetchall()
+        except StoreError as error:
+            return data | {"problem": str(error)}
+        names = ("id", "prompt", "algorithm", "created", "used", "candidates", "bytes")
+        return data | {"searches": [dict(zip(names, row, strict=True)) for row in rows]}
+
+    def delete(self, ids: list[int] | None = None) -> int:
+        """Forgets these searches, or all. Returns how many there were. Raises StoreError."""
+        if not self.file.exists():
+            return 0
+        with self._open() as connection:
+            known = [row[0] for row in connection.execute("SELECT id FROM searches")]
+            doomed = [search for search in known if ids is None or search in set(ids)]
+            _delete(connection, doomed)
+        return len(doomed)
+
+    @contextmanager
+    def memory(self, key: str, prompt: str = "", algorithm: str = "") -> Iterator[StoredMemory]:
+        """The `Memory` of one search. prompt, algorithm: for the list."""
+        memory = StoredMemory(self, key, prompt, algorithm)
+        try:
+            yield memory
+        finally:
+            memory.close()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection for the block; what SQLite has to say becomes a StoreError."""
+        try:
+            with closing(self.connect()) as connection:
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(self.explain(error)) from error
+
+    def connect(self) -> sqlite3.Connection:
+        """Raises sqlite3.Error or OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                _create(connection)
+            elif version != SCHEMA_VERSION:
+                raise sqlite3.DatabaseError(f"it has format {version}, not {SCHEMA_VERSION}")
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def explain(self, error: Exception) -> str:
+        """What is wrong, in a sentence. A broken file is put aside, so that the next search starts a new one; one that
+        is locked belongs to somebody, so it stays."""
+        text = str(error)
+        if type(error) is sqlite3.DatabaseError or "no such " in text:
+            return f"{self.file} is broken ({text}) and was renamed to {self._put_aside()}"
+        if "locked" in text or "busy" in text:
+            return f"{self.file} is locked by another program ({text})"
+        return f"{self.file} cannot be used ({text})"
+
+    def _put_aside(self) -> str:
+        """Renames the file and what SQLite has beside it."""
+        name = f"{self.file.stem}.broken-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}{self.file.suffix}"
+        try:
+            os.replace(self.file, self.folder / name)
+            for suffix in ("-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.replace(f"{self.file}{suffix}", self.folder / f"{name}{suffix}")
+        except OSError as error:
+            return f"nothing, as that failed ({error})"
+        return name
+
+    def _bytes(self) -> int:
+        total = 0
+        for suffix in ("", "-wal"):
+            with suppress(OSError):
+                total += os.stat(f"{self.file}{suffix}").st_size
+        return total
+
+
+class StoredMemory:
+    """What the store knows of one search, and where its candidates go. problem: why it no longer does either, or ""."""
+
+    def __init__(self, store: Store, key: str, prompt: str, algorithm: str):
+        self.store, self.key, self.prompt, self.algorithm = store, key, prompt, algorithm
+        self.session = uuid.uuid4().hex
+        self.problem = ""
+        self.written = 0
+        self.limit_mb = store.settings().limit_mb
+        self.connection: sqlite3.Connection | None = None
+        self._try(self._begin, None)
+
+    def close(self) -> None:
+        if self.written:
+            self._try(lambda: _prune(self._connection, self.limit_mb, self.key), None)
+        self._drop_connection()
+
+    def candidate(self, work: str) -> Rendered | None:
+        return self._try(lambda: self._candidate(work), None)
+
+    def segment(self, work: str) -> Spent | None:
+        return self._try(lambda: self._segment(work), None)
+
+    def keep_candidate(self, work: str, rendered: Rendered) -> None:
+        recipes, values = to_json(list(rendered.recipes)), json.dumps(rendered.values.tolist())
+        pictures = None if rendered.thumbnails is None else _to_png(rendered.thumbnails)
+        self._keep(work, recipes, values, rendered.nfe, dict(rendered.seconds), rendered.together, pictures)
+
+    def keep_segment(self, work: str, spent: Spent) -> None:
+        self._keep(work, None, None, spent.nfe, dict(spent.seconds))
+
+    def set_aside(self) -> int:
+        """Takes what earlier runs computed out of this search: it can still be listed, and is not used again. Returns
+        how many candidates that were."""
+        return self._try(self._set_aside, 0)
+
+    # What may raise sqlite3.Error
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self.connection is None:
+            raise sqlite3.OperationalError("there is no connection")
+        return self.connection
+
+    def _begin(self) -> None:
+        self.connection = self.store.connect()
+        with _transaction(self._connection):
+            self._search()
+        _prune(self._connection, self.limit_mb, self.key)
+
+    def _search(self) -> int:
+        """The id of this search; somebody may have deleted it meanwhile."""
+        now = time.time()
+        self._connection.execute(
+            "INSERT OR IGNORE INTO searches (key, prompt, algorithm, created, used) VALUES (?, ?, ?, ?, ?)",
+            (self.key, self.prompt, self.algorithm, now, now),
+        )
+        self._connection.execute("UPDATE searches SET used = ? WHERE key = ?", (now, self.key))
+        [(search,)] = self._connection.execute("SELECT id FROM searches WHERE key = ?", (self.key,)).fetchall()
+        return search
+
+    def _row(self, work: str) -> tuple | None:
+        return self._connection.execute(
+            'SELECT recipes, "values", nfe, seconds, together, thumbnails FROM entries '
+            "WHERE search = (SELECT id FROM searches WHERE key = ?) AND work = ?",
+            (self.key, _digest(work)),
+        ).fetchone()
+
+    def _candidate(self, work: str) -> Rendered | None:
+        row = self._row(work)
+        if row is None or row[1] is None:
+            return None
+        recipes, values, nfe, seconds, together, pictures = row
+        try:
+            made = tuple(from_json(recipes))
+            return Rendered(
+                recipes=made,
+                values=torch.tensor(json.loads(values), dtype=torch.float32),
+                nfe=nfe,
+                nfe_per_row=nfe // len(made),
+                seconds=json.loads(seconds),
+                thumbnails=None if pictures is None else _from_png(pictures, len(made)),
+                together=bool(together),
+                recalled=True,
+            )
+        except Exception as error:  # whatever may be in a broken file
+            raise sqlite3.DatabaseError(f"an entry cannot be read: {error}") from error
+
+    def _segment(self, work: str) -> Spent | None:
+        row = self._row(work)
+        if row is None or row[1] is not None:
+            return None
+        try:
+            return Spent(int(row[2]), {phase: float(seconds) for phase, seconds in json.loads(row[3]).items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise sqlite3.DatabaseError(f"an entry cannot be read: {error}") from error
+
+    def _keep(
+        self,
+        work: str,
+        recipes: str | None,
+        values: str | None,
+        nfe: int,
+        seconds: dict[str, float],
+        together: bool = False,
+        pictures: bytes | None = None,
+    ) -> None:
+        size = len(recipes or "") + len(values or "") + len(pictures or b"") + 200
+        entry = (_digest(work), self.session, recipes, values, nfe, json.dumps(seconds), together, size, pictures)
+
+        def write() -> None:
+            with _transaction(self._connection):
+                self._connection.execute(
+                    'INSERT OR REPLACE INTO entries (search, work, session, recipes, "values", nfe, seconds, together, '
+                    "bytes, thumbnails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (self._search(), *entry),
+                )
+            self.written += 1
+            if self.written % PRUNE_EVERY == 0:
+                _prune(self._connection, self.limit_mb, self.key)
+
+        self._try(write, None)
+
+    def _set_aside(self) -> int:
+        with _transaction(self._connection):
+            search, now = self._search(), time.time()
+            aside = self._connection.execute(
+                "INSERT INTO searches (key, prompt, algorithm, created, used) VALUES (?, ?, ?, ?, ?)",
+                (f"{self.key} set aside {uuid.uuid4().hex}", self.prompt, f"{self.algorithm} (set aside)", now, now),
+            ).lastrowid
+            theirs = (search, self.session)
+            [(count,)] = self._connection.execute(
+                'SELECT COUNT("values") FROM entries WHERE search = ? AND session != ?', theirs
+            ).fetchall()
+            self._connection.execute(
+                "UPDATE entries SET search = ? WHERE search = ? AND session != ?", (aside, *theirs)
+            )
+        return count
+
+    def _try(self, work: Callable[[], T], otherwise: T) -> T:
+        """Some work with the file. At the first failure the search goes on without it."""
+        if self.problem:
+            return otherwise
+        try:
+            return work()
+        except (sqlite3.Error, OSError) as error:
+            self._drop_connection()  # before the file is renamed
+            self.problem = f"Candidates are no longer remembered: {self.store.explain(error)}."
+            log_to_console.warning("Noise Search: %s", self.problem)
+            return otherwise
+
+    def _drop_connection(self) -> None:
+        if self.connection is not None:
+            with suppress(sqlite3.Error):
+                self.connection.close()
+            self.connection = None
+
+
+def default() -> Store:
+    """The store of this ComfyUI."""
+    return Store(Path(folder_paths.get_system_user_directory("noise_search")))
+
+
+def overview() -> dict[str, Any]:
+    """`Store.overview` of this ComfyUI's store."""
+    return default().overview()
+
+
+def configure(enabled: bool | None = None, limit_mb: int | None = None) -> Settings:
+    """`Store.configure` of this ComfyUI's store."""
+    return default().configure(enabled, limit_mb)
+
+
+def delete(ids: list[int] | None = None) -> int:
+    """`Store.delete` of this ComfyUI's store."""
+    return default().delete(ids)
+
+
+def _checked(settings: Settings) -> Settings:
+    """Raises ValueError on settings that cannot be."""
+    if type(settings.enabled) is not bool:
+        raise ValueError(f"enabled must be true or false, not {settings.enabled!r:.80}")
+    if type(settings.limit_mb) is not int or not SMALLEST_MB <= settings.limit_mb <= LARGEST_MB:
+        raise ValueError(
+            f"limit_mb must be a whole number from {SMALLEST_MB} to {LARGEST_MB}, not {settings.limit_mb!r:.80}"
+        )
+    return settings
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Makes the tables, unless another server does so at this moment."""
+    patience = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.executescript(SCHEMA)
+            return
+        except sqlite3.OperationalError as error:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            if "locked" not in str(error) or time.monotonic() > patience:
+                raise
+            time.sleep(0.05)  # SQLite does not wait by itself while the journal mode changes
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        with suppress(sqlite3.Error):  # a full disk has rolled back already
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _prune(connection: sqlite3.Connection, limit_mb: int, keep: str) -> None:
+    """Deletes the searches not used for longest until the rest fits; never the one with the key `keep`."""
+    while _used_bytes(connection) > limit_mb * 2**20:
+        oldest = connection.execute("SELECT id FROM searches WHERE key != ? ORDER BY used LIMIT 1", (keep,)).fetchall()
+        if not oldest:
+            return
+        _delete(connection, [row[0] for row in oldest])
+
+
+def _delete(connection: sqlite3.Connection, searches: list[int]) -> None:
+    with _transaction(connection):
+        connection.executemany("DELETE FROM entries WHERE search = ?", [(search,) for search in searches])
+        connection.executemany("DELETE FROM searches WHERE id = ?", [(search,) for search in searches])
+    connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+
+def _used_bytes(connection: sqlite3.Connection) -> int:
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size
+
+
+def _digest(work: str) -> str:
+    return hashlib.blake2b(work.encode(), digest_size=20).hexdigest()
+
+
+def _to_png(thumbnails: torch.Tensor) -> bytes:
+    """uint8 [rows, h, w, 3], one below the other."""
+    data = io.BytesIO()
+    Image.fromarray(thumbnails.reshape(-1, *thumbnails.shape[2:]).numpy()).save(data, "PNG", compress_level=1)
+    return data.getvalue()
+
+
+def _from_png(data: bytes, rows: int) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB")))
+    return pixels.reshape(rows, -1, *pixels.shape[1:])

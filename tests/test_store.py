@@ -1,0 +1,425 @@
+"""The evaluation store on the real engine: nothing is computed twice or lost, and a broken file harms nobody."""
+
+import dataclasses
+import sqlite3
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("comfy")
+
+import comfy.model_management as mm
+from noise_search.host.engine import Options
+from noise_search.host.sampling import Sampling
+from noise_search.host.search import Graph, search
+from noise_search.host.store import FILE, Settings, Store, StoreError
+from noise_search.search.budget import Budget
+from noise_search.search.draft_and_final import DraftAndFinal
+from noise_search.search.engine import Rendered
+from noise_search.search.paths import SearchOverPaths
+from noise_search.search.random_search import RandomSearch
+from noise_search.search.recipe import Recipe, Rotate
+from noise_search.search.remember import Spent
+from noise_search.search.zero_order import ZeroOrderSearch
+
+STEPS, SEED, CANDIDATES = 6, 20, 6
+ALGORITHMS = {
+    "random": RandomSearch(),
+    "zero-order": ZeroOrderSearch(),
+    "paths": SearchOverPaths(paths=1, branches=2, sigma=0.3, forward=0.4, backward=0.5),
+    "drafts": DraftAndFinal(draft_steps=2),
+}
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
+
+
+class Red:
+    """Scores the red channel, says what it is, counts, and presses Cancel at candidate `cancel_at`."""
+
+    members = ("red",)
+    needs_prompt = False
+    usual_range = (0.0, 1.0)
+
+    def __init__(self, cancel_at=None, add=0.0):
+        self.scored, self.cancel_at, self.add = 0, cancel_at, add
+
+    def identity(self):
+        return "red"
+
+    def score(self, images, prompts):
+        if self.scored == self.cancel_at:
+            raise mm.InterruptProcessingException
+        self.scored += 1
+        return images[..., 0].float().mean(dim=(1, 2)).reshape(-1, 1) + self.add
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def find(demo):
+    @torch.inference_mode()
+    def find(store, algorithm=None, candidates=CANDIDATES, verifier=None, cfg=3.0, batch=1, alone=1, **more):
+        latent = {"samples": torch.zeros(batch, 16, 8, 8)}
+        sampling = Sampling.ksampler(demo.model, STEPS, cfg, "euler", "simple", demo.positive, demo.negative, latent)
+        result = search(
+            lambda: sampling, demo.vae, verifier or Red(), SEED, candidates, "", 1, Graph(), "positive",
+            algorithm, options=Options(batch_size=alone), store=store, **more,
+        )  # fmt: skip
+        return result, sampling.evaluations.rows
+
+    return find
+
+
+def found(result):
+    """What a search found: all of it must be that of a search that never stopped."""
+    log = result.log
+    candidates = [(one.recipes, one.values, one.nfe, one.stage) for one in log.candidates]
+    thumbnails = {key: picture.tolist() for key, picture in log.thumbnails.items()}
+    return candidates, thumbnails, result.recipe, result.image.tolist(), result.latent["samples"].tolist(), log.stopped
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@every_algorithm
+def test_the_same_search_again_renders_its_winner_alone(store, find, algorithm, batch):
+    first, _ = find(store, algorithm, batch=batch)
+    verifier = Red()
+    again, evaluated = find(store, algorithm, batch=batch, verifier=verifier)
+    assert found(again) == found(first)
+    winners = {again.log.best(row).index for row in range(batch)}
+    assert verifier.scored == batch * len(winners)
+    assert evaluated == again.log.extra_nfe
+    assert again.log.warnings == []
+
+
+@every_algorithm
+def test_without_a_store_it_finds_the_same(store, find, algorithm):
+    assert found(find(store, algorithm)[0]) == found(find(None, algorithm)[0])
+
+
+@every_algorithm
+@pytest.mark.parametrize("at", [1, 4])
+def test_after_cancel_it_goes_on(store, find, algorithm, at):
+    whole, evaluated = find(None, algorithm)
+    with pytest.raises(mm.InterruptProcessingException):
+        find(store, algorithm, verifier=Red(cancel_at=at))
+    resumed, rest = find(store, algorithm)
+    assert found(resumed) == found(whole)
+    assert len(resumed.log.recalled) == at
+    assert rest < evaluated + STEPS + 1
+
+
+@every_algorithm
+def test_a_larger_search_goes_on_from_a_smaller(store, find, algorithm):
+    whole, _ = find(None, algorithm, candidates=12)
+    find(store, algorithm)
+    larger, _ = find(store, algorithm, candidates=12)
+    assert found(larger) == found(whole)
+    assert larger.log.recalled
+
+
+def test_batches_are_remembered_too(store, find):
+    first, _ = find(store, candidates=8, alone=4)
+    again, evaluated = find(store, candidates=8, alone=4)
+    assert [one.values for one in again.log.candidates] == [one.values for one in first.log.candidates]
+    assert torch.equal(again.image, first.image)
+    assert evaluated == STEPS
+
+
+def test_another_algorithm_knows_the_same_noises(store, find):
+    find(store, RandomSearch())
+    assert len(find(store, DraftAndFinal(draft_steps=2))[0].log.recalled) >= 1
+
+
+def test_another_cfg_knows_nothing(store, find):
+    find(store)
+    assert find(store, cfg=3.5)[0].log.recalled == []
+
+
+def test_the_seconds_of_then_count_towards_the_budget(store, find):
+    first, _ = find(store)
+    again, _ = find(store)
+    assert [one.seconds for one in again.log.candidates] == [one.seconds for one in first.log.candidates]
+
+
+def test_what_changed_behind_the_key_is_noticed_and_set_aside(store, find):
+    find(store)
+    fresh, _ = find(None, verifier=Red(add=0.5))
+    again, _ = find(store, verifier=Red(add=0.5))
+    assert found(again) == found(fresh)
+    assert [note for note in again.log.warnings if "no longer fits" in note and f"{CANDIDATES} candidates" in note]
+    kept = store.overview()["searches"]
+    assert sorted(one["candidates"] for one in kept) == [CANDIDATES, CANDIDATES]
+    assert find(store, verifier=Red(add=0.5))[0].log.warnings == []
+
+
+def test_only_what_is_old_is_set_aside(store, find):
+    find(store, candidates=4)
+    verifier = Red(add=-0.5)
+    result, _ = find(store, candidates=CANDIDATES, verifier=verifier)
+    remade = result.log.best().recalled
+    assert verifier.scored == 2 + 1 + 4 + remade  # two new ones, the winner that does not fit, the four old ones anew
+
+
+def test_scores_that_cannot_be_repeated_do_not_loop(store, find):
+    class Moody(Red):
+        moods = 0
+
+        def score(self, images, prompts):
+            Moody.moods += 1
+            return super().score(images, prompts) + Moody.moods
+
+    find(store, verifier=Moody())
+    result, _ = find(store, verifier=Moody())
+    assert len(result.log.candidates) == CANDIDATES
+    assert result.log.recalled == []
+
+
+def test_switched_off_nothing_is_written_or_known(store, find):
+    store.configure(enabled=False)
+    find(store)
+    assert find(store)[0].log.recalled == []
+    assert not store.file.exists()
+
+
+def test_what_cannot_be_told_apart_is_not_remembered(store, find, brightness):
+    result, _ = find(store, verifier=brightness)
+    assert "not remembered" in result.log.warnings[0]
+    assert "red" in result.log.warnings[0]
+    assert not store.file.exists()
+
+
+# The file
+
+
+def break_with_garbage(store):
+    store.file.write_bytes(b"this is no database" * 1000)
+
+
+def break_in_the_middle(store):
+    data = bytearray(store.file.read_bytes())
+    data[100:] = b"\xff" * (len(data) - 100)
+    store.file.write_bytes(data)
+
+
+def break_an_entry(store):
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE entries SET \"values\" = '[[1, 2'")
+
+
+def break_the_tables(store):
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("DROP TABLE entries")
+
+
+def make_it_newer(store):
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize(
+    "damage", [break_with_garbage, break_in_the_middle, break_an_entry, break_the_tables, make_it_newer]
+)
+def test_a_broken_file_is_reported_and_put_aside(store, find, damage):
+    first, _ = find(store)
+    damage(store)
+    result, _ = find(store)
+    assert found(result) == found(first)
+    assert [note for note in result.log.warnings if "is broken" in note and "renamed" in note]
+    assert list(store.folder.glob("evaluations.broken-*"))
+    find(store)
+    assert len(find(store)[0].log.recalled) == CANDIDATES  # in a new file
+
+
+def test_a_locked_file_is_reported_and_stays(store, find, monkeypatch):
+    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
+    first, _ = find(store)
+    other = sqlite3.connect(store.file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    result, _ = find(store)
+    other.close()
+    assert found(result) == found(first)
+    assert [note for note in result.log.warnings if "locked" in note]
+    assert store.file.exists()
+    assert len(find(store)[0].log.recalled) == CANDIDATES
+
+
+def test_a_full_disk_is_reported_and_the_search_ends_with_its_image(store, find, monkeypatch):
+    connect = Store.connect
+
+    def full(self):
+        connection = connect(self)
+        connection.execute("PRAGMA max_page_count = 12")
+        return connection
+
+    monkeypatch.setattr(Store, "connect", full)
+    result, _ = find(store)
+    assert [note for note in result.log.warnings if "full" in note]
+    assert found(result) == found(find(None)[0])
+
+
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path, find):
+    (tmp_path / "file").write_text("")
+    result, _ = find(Store(tmp_path / "file" / "store"))
+    assert [note for note in result.log.warnings if "no longer remembered" in note]
+    assert len(result.log.candidates) == CANDIDATES
+
+
+# Lists, limits and settings
+
+
+def fill(store, key, candidates=3, side=64):
+    with store.memory(key, f"prompt of {key}", "random search") as memory:
+        for index in range(candidates):
+            pictures = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
+            recipes = (Recipe(index).then(Rotate(3, 12.5)),)
+            memory.keep_candidate(f"work {index}", rendered(recipes, pictures))
+        memory.keep_segment("segment", Spent(3, {"sample": 0.5}))
+
+
+def rendered(recipes, pictures=None):
+    values = torch.tensor([[0.1, -2.5]])
+    return Rendered(recipes, values, 8, 8, {"sample": 1.5, "score": 0.25}, ("result",), pictures, together=True)
+
+
+def test_a_candidate_comes_back_as_it_was(store):
+    pictures = torch.randint(0, 256, (2, 20, 30, 3), dtype=torch.uint8)
+    made = dataclasses.replace(
+        rendered((Recipe(3, row=0, batch=2), Recipe(4, row=1, batch=2)), pictures),
+        values=torch.tensor([[0.1], [1 / 3]]),
+        nfe_per_row=4,
+    )
+    with store.memory("key") as memory:
+        memory.keep_candidate("work", made)
+    with store.memory("key") as memory:
+        back = memory.candidate("work")
+        assert memory.candidate("other work") is None
+    with store.memory("other key") as memory:
+        assert memory.candidate("work") is None
+    assert torch.equal(back.values, made.values)
+    assert torch.equal(back.thumbnails, made.thumbnails)
+    assert back.recalled
+    plain = dataclasses.replace(back, values=0, thumbnails=0, recalled=False)
+    assert plain == dataclasses.replace(made, values=0, thumbnails=0, results=())
+
+
+def test_a_segment_comes_back_as_it_was_and_is_no_candidate(store):
+    fill(store, "key")
+    with store.memory("key") as memory:
+        assert memory.segment("segment") == Spent(3, {"sample": 0.5})
+        assert memory.candidate("segment") is None
+        assert memory.segment("work 0") is None
+
+
+def test_the_overview_lists_searches_the_last_used_first(store):
+    fill(store, "a")
+    fill(store, "b", candidates=5)
+    overview = store.overview()
+    assert [(one["prompt"], one["candidates"]) for one in overview["searches"]] == [
+        ("prompt of b", 5),
+        ("prompt of a", 3),
+    ]
+    assert overview["bytes"] > sum(one["bytes"] for one in overview["searches"]) > 0
+    assert overview["path"] == str(store.folder / FILE)
+    assert overview["problem"] == ""
+
+
+def test_an_empty_store_has_an_overview_and_no_file(store):
+    assert store.overview()["searches"] == []
+    assert not store.folder.exists()
+
+
+def test_one_search_or_all_can_be_deleted(store):
+    for key in "abc":
+        fill(store, key)
+    first = store.overview()["searches"][0]["id"]
+    assert store.delete([first, 12345]) == 1
+    assert len(store.overview()["searches"]) == 2
+    assert store.delete() == 2
+    assert store.overview()["searches"] == []
+
+
+def test_a_search_that_is_deleted_meanwhile_goes_on_being_remembered(store):
+    with store.memory("key") as memory:
+        memory.keep_candidate("one", rendered((Recipe(1),)))
+        store.delete()
+        memory.keep_candidate("two", rendered((Recipe(2),)))
+        assert memory.problem == ""
+        assert memory.candidate("one") is None
+        assert memory.candidate("two") is not None
+
+
+def test_beyond_the_limit_the_searches_not_used_for_longest_go(store):
+    store.configure(limit_mb=16)
+    for key in "abcd":
+        fill(store, key, candidates=12, side=400)  # 6 MB each: random pixels do not compress
+    assert [one["prompt"] for one in store.overview()["searches"]] == ["prompt of d", "prompt of c"]
+    assert store.overview()["bytes"] < 24 * 2**20
+
+
+def test_the_search_under_way_is_not_deleted_however_large(store):
+    store.configure(limit_mb=16)
+    fill(store, "large", candidates=40, side=400)
+    assert store.overview()["searches"][0]["candidates"] == 40
+
+
+def test_a_smaller_limit_works_at_once(store):
+    for key in "abcd":
+        fill(store, key, candidates=12, side=400)
+    store.configure(limit_mb=16)
+    assert len(store.overview()["searches"]) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"limit_mb": 15}, {"limit_mb": True}, {"limit_mb": "20"}, {"enabled": 1}])
+def test_settings_that_cannot_be_are_refused(store, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        store.configure(**wrong)
+    assert store.settings() == Settings()
+
+
+def test_settings_last(store):
+    store.configure(enabled=False, limit_mb=100)
+    store.configure(limit_mb=200)
+    assert Store(store.folder).settings() == Settings(False, 200)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"limit_mb": -3}', '{"enabled": null}'])
+def test_settings_that_cannot_be_read_are_the_usual_ones(store, text):
+    store.folder.mkdir()
+    (store.folder / "settings.json").write_text(text)
+    assert store.settings() == Settings()
+
+
+def test_settings_that_cannot_be_written_are_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "file").configure(enabled=False)
+
+
+def test_several_servers_write_at_once(store):
+    problems = []
+
+    def write(name):
+        with store.memory(name % 2 and "shared" or f"own {name}") as memory:
+            for index in range(25):
+                memory.keep_candidate(f"{name} {index}", rendered((Recipe(index),)))
+            problems.append(memory.problem)
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert problems == [""] * 6
+    assert sum(one["candidates"] for one in store.overview()["searches"]) == 150
+
+
+def test_a_search_that_ended_early_goes_on(store, find):
+    whole, _ = find(None)
+    with pytest.raises(mm.InterruptProcessingException):
+        find(store, verifier=Red(cancel_at=3))
+    early, _ = find(store, candidates=2, budget=Budget())
+    assert len(early.log.recalled) == 2
+    assert found(find(store)[0]) == found(whole)
