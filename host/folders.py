@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import folder_paths
@@ -11,6 +12,7 @@ import folder_paths
 from ..verifiers.aesthetic import FILES as HEAD_FILES
 from ..verifiers.base import VerifierError
 from ..verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, lacking
+from ..verifiers.imagereward import FILES as REWARD_FILES
 from ..verifiers.transformers_vlm import FILES as VLM_FILES
 from ..verifiers.transformers_vlm import PROCESSORS
 from ..verifiers.weights import WEIGHT_SUFFIXES, tensor_names
@@ -21,6 +23,9 @@ HEADS = "aesthetic"
 HEAD_BYTES = 64 * 2**20  # the published heads have 4 MB at most; whole models lie in the same folders
 LLM = "LLM"
 NO_VLM = "(none found: put a vision-language model into models/LLM)"
+REWARDS = "image_reward"
+REWARD_FOLDERS = (REWARDS, "ImageReward")  # where other packs keep it
+NO_REWARD = "(none found: put ImageReward.pt and vocab.txt into models/verifiers)"
 NO_HEAD = "(none found: put an aesthetic head into models/aesthetic)"
 NO_MODEL = "(none found: put a CLIP model into models/verifiers)"
 A_CLIP = (
@@ -34,6 +39,8 @@ def register_folders() -> None:
     extra_model_paths.yaml says. Safe to repeat."""
     for folder in (FOLDER, HEADS, LLM):
         folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
+    for folder in REWARD_FOLDERS:
+        folder_paths.add_model_folder_path(REWARDS, os.path.join(folder_paths.models_dir, folder))
 
 
 def clip_choices(first: str = "") -> list[str]:
@@ -75,17 +82,18 @@ def head_choices() -> list[str]:
 
 def head_path(name: str) -> Path:
     """The file of an entry of `head_choices`. Raises VerifierError on any other name, `..` included."""
-    found = _heads()
-    if name in found:
-        return found[name]
-    where = " or ".join([*folder_paths.get_folder_paths(HEADS), *folder_paths.get_folder_paths(FOLDER)])
-    close = difflib.get_close_matches(name, found, n=1)
-    if close:
-        raise VerifierError(f"no aesthetic head {name!r} in {where}; did you mean {close[0]!r}?")
-    listed = f"found: {', '.join(sorted(found))}" if found else "found none"
-    raise VerifierError(
-        f"no aesthetic head {name!r} in {where}; {listed}. {HEAD_FILES}. Nothing is downloaded by itself"
-    )
+    return _chosen(name, _heads(), "aesthetic head", (HEADS, FOLDER), HEAD_FILES)
+
+
+def reward_choices() -> list[str]:
+    """The weight files in `models/image_reward`, `models/ImageReward` and `models/verifiers`, by path with forward
+    slashes; first those with "reward" in the name. Never empty, as `clip_choices`."""
+    return sorted(_rewards(), key=lambda name: ("reward" not in name.lower(), name)) or [NO_REWARD]
+
+
+def reward_path(name: str) -> Path:
+    """The file of an entry of `reward_choices`. Raises VerifierError on any other name, `..` included."""
+    return _chosen(name, _rewards(), "ImageReward model", (FOLDER, REWARDS), REWARD_FILES)
 
 
 def clip_vision_files() -> list[Path]:
@@ -129,16 +137,36 @@ def _vlms() -> dict[str, Path]:
     return found
 
 
+def _chosen(name: str, found: dict[str, Path], kind: str, folders: Sequence[str], files: str) -> Path:
+    """The file of an entry; on any other name VerifierError: what there is and where, and the files to get."""
+    if name in found:
+        return found[name]
+    where = " or ".join(path for folder in folders for path in folder_paths.get_folder_paths(folder))
+    close = difflib.get_close_matches(name, found, n=1)
+    if close:
+        raise VerifierError(f"no {kind} {name!r} in {where}; did you mean {close[0]!r}?")
+    listed = f"found: {', '.join(sorted(found))}" if found else "found none"
+    raise VerifierError(f"no {kind} {name!r} in {where}; {listed}. {files}. Nothing is downloaded by itself")
+
+
 def _heads() -> dict[str, Path]:
-    """Entry -> file. What is in `models/aesthetic` goes before a file of the same name in `models/verifiers`."""
+    return {name: path for name, path in _weight_files((FOLDER, HEADS)).items() if os.path.getsize(path) <= HEAD_BYTES}
+
+
+def _rewards() -> dict[str, Path]:
+    return _weight_files((FOLDER, REWARDS))
+
+
+def _weight_files(folders: Sequence[str]) -> dict[str, Path]:
+    """Entry -> file. Of two files of one name the one in the last folder counts."""
     register_folders()
-    heads = {}
-    for folder in (FOLDER, HEADS):
+    files = {}
+    for folder in folders:
         for name in folder_paths.get_filename_list(folder):
             path = folder_paths.get_full_path(folder, name)
-            if path and Path(name).suffix.lower() in WEIGHT_SUFFIXES and os.path.getsize(path) <= HEAD_BYTES:
-                heads[name.replace("\\", "/")] = Path(path)
-    return heads
+            if path and Path(name).suffix.lower() in WEIGHT_SUFFIXES:
+                files[name.replace("\\", "/")] = Path(path)
+    return files
 
 
 def _found() -> dict[str, Path]:

@@ -19,7 +19,7 @@ from ..verifiers.hps import FILES as HPS_FILES
 from ..verifiers.pickscore import FILES as PICKSCORE_FILES
 from ..verifiers.preprocess import Preprocess
 from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
-from .folders import clip_model_path, clip_vision_files, head_path
+from .folders import clip_model_path, clip_vision_files, head_path, reward_path
 from .memory import is_oom
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -161,6 +161,11 @@ def load_pickscore(model_name: str, precision: str = "auto") -> HostedVerifier:
 def load_hps(model_name: str, precision: str = "auto") -> HostedVerifier:
     """HPS v2 or v2.1 from an entry of `folders.clip_choices`. Two loads of one file share one network."""
     return _shared("hps", clip_model_path(model_name, HPS_FILES), _label(model_name), precision)
+
+
+def load_imagereward(model_name: str, precision: str = "auto") -> HostedVerifier:
+    """ImageReward from an entry of `folders.reward_choices`. Two loads of one file share one network."""
+    return _shared("imagereward", reward_path(model_name), _label(model_name), precision)
 
 
 def load_aesthetic(clip_vision: Any, head_name: str) -> HostedVerifier:

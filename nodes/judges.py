@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.folders import clip_choices, head_choices
-from ..host.verifier import PRECISIONS, load_aesthetic, load_hps, load_pickscore
+from ..host.folders import clip_choices, head_choices, reward_choices
+from ..host.verifier import PRECISIONS, load_aesthetic, load_hps, load_imagereward, load_pickscore
 from . import types
 
 
@@ -13,12 +13,12 @@ def _model_input(first: str, tooltip: str) -> io.Combo.Input:
     return io.Combo.Input("model_name", options=clip_choices(first), tooltip=f"{tooltip} Nothing is downloaded.")
 
 
-def _precision_input() -> io.Combo.Input:
+def _precision_input(value: str = "similarity") -> io.Combo.Input:
     return io.Combo.Input(
         "precision",
         options=list(PRECISIONS),
         default="auto",
-        tooltip="How the towers compute; the similarity itself is always fp32. Auto: what the GPU is good at (fp16, "
+        tooltip=f"How the towers compute; the {value} itself is always fp32. Auto: what the GPU is good at (fp16, "
         "else bf16), fp32 on the CPU.",
     )
 
@@ -77,6 +77,34 @@ class HPS(io.ComfyNode):
         return io.NodeOutput(load_hps(model_name, precision))
 
 
+class ImageReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchImageReward",
+            display_name="ImageReward",
+            category=types.CATEGORY,
+            description="Verifier: how well people would rate the image as an answer to its prompt, as ImageReward "
+            "learned it.",
+            search_aliases=["verifier", "image reward", "blip", "human preference", "reward"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=reward_choices(),
+                    tooltip="ImageReward.pt of THUDM/ImageReward (Apache-2.0 licence, 1.79 GB), from models/verifiers, "
+                    "models/image_reward or models/ImageReward, with BERT's vocab.txt beside it. Nothing is "
+                    "downloaded.",
+                ),
+                _precision_input("reward"),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, model_name, precision) -> io.NodeOutput:
+        return io.NodeOutput(load_imagereward(model_name, precision))
+
+
 class Aesthetic(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -107,4 +135,4 @@ class Aesthetic(io.ComfyNode):
         return io.NodeOutput(load_aesthetic(clip_vision, head_name))
 
 
-NODES = [PickScore, HPS, Aesthetic]
+NODES = [PickScore, HPS, Aesthetic, ImageReward]

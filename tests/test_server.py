@@ -20,6 +20,7 @@ NODE_IDS = [
     "NoiseSearchPickScore",
     "NoiseSearchHPS",
     "NoiseSearchAesthetic",
+    "NoiseSearchImageReward",
     "NoiseSearchReport",
     "NoiseSearchNoiseFromRecipe",
     "NoiseSearchDemoCheckpoint",

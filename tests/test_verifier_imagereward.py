@@ -300,3 +300,139 @@ class TestFiles:
             assert gone() is None
         finally:
             gc.enable()
+
+
+class TestInComfyUI:
+    @pytest.fixture(autouse=True)
+    def models(self, tmp_path, monkeypatch):
+        """Folders of our own, as the only ones that ComfyUI knows."""
+        pytest.importorskip("comfy")
+        import folder_paths
+        from noise_search.host import folders
+
+        monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+        places = {folders.FOLDER: [str(tmp_path / "verifiers")], folders.REWARDS: []}
+        for folder, paths in places.items():
+            monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, (paths, set()))
+            folder_paths.filename_list_cache.pop(folder, None)
+        yield tmp_path
+        for folder in places:
+            folder_paths.filename_list_cache.pop(folder, None)
+
+    def test_the_node_gives_the_plain_score(self, checkpoint):
+        from noise_search.nodes.judges import ImageReward as Node
+
+        pictures = tiny_clips.images(2, 40, 32)
+        [hosted] = Node.execute("ImageReward/ImageReward.pt", "fp32").result
+        assert hosted.members == ("ImageReward",) and hosted.prompt_tokens == 35
+        assert torch.equal(hosted.score(pictures, "a"), ImageReward.load(checkpoint).score(pictures, ["a", "a"]))
+
+    @pytest.mark.parametrize("folder", ["verifiers", "verifiers/mine", "image_reward", "ImageReward"])
+    def test_it_is_found_where_users_have_it(self, models, folder):
+        from noise_search.host.folders import reward_choices, reward_path
+
+        path = tiny.save(models / folder)
+        tiny_clips.save_open_clip_folder(models / "verifiers" / "a clip")
+        name = "mine/ImageReward.pt" if folder.endswith("mine") else "ImageReward.pt"
+        assert reward_choices() == [name, "a clip/open_clip_model.safetensors"]
+        assert reward_path(name) == path
+
+    @pytest.mark.parametrize(
+        "name", ["", "../secret.pt", "ImageReward/../../secret.pt", "/etc/passwd", "ImageReward/vocab.txt"]
+    )
+    def test_only_listed_names_are_resolved(self, models, checkpoint, name):
+        from noise_search.host.folders import reward_path
+
+        shutil.copy(checkpoint, models / "secret.pt")
+        with pytest.raises(VerifierError, match="no ImageReward model"):
+            reward_path(name)
+
+    def test_with_no_file_the_error_says_where_to_put_which(self, models):
+        from noise_search.host.folders import NO_REWARD, reward_choices
+        from noise_search.host.verifier import load_imagereward
+
+        assert reward_choices() == [NO_REWARD]
+        with pytest.raises(VerifierError) as raised:
+            load_imagereward(NO_REWARD)
+        where = [str(models / folder) for folder in ("verifiers", "image_reward", "ImageReward")]
+        for text in (*PUBLISHED, *where, "Nothing is downloaded"):
+            assert text in str(raised.value)
+
+    def test_two_loads_share_one_network(self, checkpoint):
+        from noise_search.host.verifier import load_imagereward
+
+        name = "ImageReward/ImageReward.pt"
+        first, second = load_imagereward(name, "fp32"), load_imagereward(name, "fp32")
+        assert first is second and load_imagereward(name, "bf16").patcher is not first.patcher
+
+    def test_another_vocabulary_is_another_verifier(self, checkpoint):
+        from noise_search.host.verifier import load_imagereward
+
+        first = load_imagereward("ImageReward/ImageReward.pt")
+        identity = first.identity()
+        words = checkpoint.with_name("vocab.txt")
+        words.write_bytes(words.read_bytes().replace(b"\nred\ngreen\n", b"\ncrimson\ngreen\n"))
+        second = load_imagereward("ImageReward/ImageReward.pt")
+        assert second is not first and second.identity() != identity
+
+    def test_clip_score_does_not_take_it_for_a_clip(self, checkpoint):
+        from noise_search.host.verifier import load_clip_score, load_imagereward
+
+        kept = load_imagereward("ImageReward/ImageReward.pt")
+        with pytest.raises(VerifierError, match="is not a complete CLIP"):
+            load_clip_score("ImageReward/ImageReward.pt")
+        assert kept.patcher is not None
+
+    def test_nan_is_refused_and_grey_and_transparent_are_read_as_rgb(self, checkpoint):
+        from noise_search.host.verifier import load_imagereward
+
+        hosted, pictures = load_imagereward("ImageReward/ImageReward.pt"), tiny_clips.images(2, 40, 32)
+        transparent = torch.cat([pictures, torch.rand(2, 40, 32, 1)], dim=-1)
+        assert torch.equal(hosted.score(transparent, "a"), hosted.score(pictures, "a"))
+        grey = pictures[..., :1]
+        assert torch.equal(hosted.score(grey, "a"), hosted.score(grey.repeat(1, 1, 1, 3), "a"))
+        pictures[1, 0, 0, 0] = float("nan")
+        with pytest.raises(ValueError, match="image 2 of 2 contains NaN"):
+            hosted.score(pictures, "a")
+
+    def test_a_failed_load_leaves_nothing(self, checkpoint):
+        import comfy.model_management as mm
+        from noise_search.host import verifier as hosting
+
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+        before = len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)
+        with pytest.raises(VerifierError, match="cannot read .*ImageReward.pt"):
+            hosting.load_imagereward("ImageReward/ImageReward.pt")
+        assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
+
+    def test_unloading_leaves_nothing(self, checkpoint):
+        import comfy.model_management as mm
+        from noise_search.host import verifier as hosting
+
+        hosted = hosting.load_imagereward("ImageReward/ImageReward.pt")
+        hosted.score(tiny_clips.images(1), "a")
+        module = weakref.ref(hosted.verifier.module)
+        assert any(loaded.model is hosted.patcher for loaded in mm.current_loaded_models)
+        del hosted
+        gc.collect()
+        mm.cleanup_models()
+        assert module() is None
+
+    def test_with_too_little_memory_no_part_stays_behind(self, checkpoint, monkeypatch):
+        """A fake device, the meta device, that claims to have next to no memory free."""
+        import comfy.model_management as mm
+        from noise_search.host.verifier import HostedVerifier
+
+        little = 2**20
+        monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NORMAL_VRAM)
+        monkeypatch.setattr(
+            mm, "get_free_memory", lambda *args, torch_free_too=False: (little, little) if torch_free_too else little
+        )
+        verifier = ImageReward.load(checkpoint)
+        assert sum(p.numel() * 4 for p in verifier.module.parameters()) > little
+        hosted = HostedVerifier(verifier, device=torch.device("meta"))
+        hosted._load(tiny_clips.images(1))
+        devices = {tensor.device.type for tensor in (*verifier.module.parameters(), *verifier.module.buffers())}
+        assert devices == {"meta"}
+        loaded = [loaded for loaded in mm.current_loaded_models if loaded.model is not hosted.patcher]
+        mm.current_loaded_models[:] = loaded
