@@ -79,7 +79,7 @@ def test_the_question_of_vqa_score(serve):
 
 def test_the_picture_is_a_png_with_the_images_pixels(serve):
     server = serve()
-    image = torch.rand(20, 30, 3)
+    image = torch.rand(40, 30, 3)
     VLMGrader(endpoint(server)).score(image[None], ["a cat"])
     assert torch.equal(torch.tensor(server.requests[0].image), (image * 255).round().to(torch.uint8))
 
@@ -88,6 +88,13 @@ def test_large_pictures_are_sent_smaller(serve):
     server = serve()
     VLMGrader(endpoint(server)).score(torch.rand(1, 3000, 1500, 3), ["a cat"])
     assert server.requests[0].image.shape == (1024, 512, 3)
+
+
+@pytest.mark.parametrize(("height", "width", "sent"), [(1, 1, (28, 28)), (3, 2000, (28, 1024)), (100, 20, (100, 28))])
+def test_tiny_and_narrow_pictures_are_sent_larger(serve, height, width, sent):
+    server = serve()
+    VLMGrader(endpoint(server)).score(torch.rand(1, height, width, 3), ["a cat"])
+    assert server.requests[0].image.shape == (*sent, 3)
 
 
 def test_a_grading_has_a_schema_with_the_explanation_before_the_score(serve):

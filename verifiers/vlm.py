@@ -19,6 +19,7 @@ from .base import VerifierError
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 MAX_SIDE = 1024  # of an image as the model gets it: more costs tokens and tells a judge little
+MIN_SIDE = 28  # processors take 1 or 3 pixels for channels, and refuse what is 200 times as long as wide
 LEAST_MASS = 1e-3  # of yes and no together, below which the model is not answering the question
 LEAST_LOGPROB = -100.0  # some servers say -9999 for "never"
 OVERALL = "overall_score"
@@ -287,14 +288,12 @@ SCHEMA = _schema()
 
 
 def picture(image: torch.Tensor) -> Image.Image:
-    """An image [H, W, 3] in 0..1 as 8-bit RGB, its longer side `MAX_SIDE` pixels or less."""
+    """An image [H, W, 3] in 0..1 as 8-bit RGB, its longer side `MAX_SIDE` pixels or less, both `MIN_SIDE` or more."""
     pixels = (image.detach().to("cpu", torch.float32).clamp(0, 1) * 255).round().to(torch.uint8)
     out = Image.fromarray(pixels.contiguous().numpy())
-    if max(out.size) > MAX_SIDE:
-        scale = MAX_SIDE / max(out.size)
-        width, height = (max(1, round(side * scale)) for side in out.size)
-        out = out.resize((width, height), Image.Resampling.BICUBIC)
-    return out
+    scale = min(1.0, MAX_SIDE / max(out.size))
+    width, height = (max(MIN_SIDE, round(side * scale)) for side in out.size)
+    return out if (width, height) == out.size else out.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def data_url(image: torch.Tensor) -> str:
@@ -305,7 +304,7 @@ def data_url(image: torch.Tensor) -> str:
 
 
 def _identity(name: str, vlm: VLM, settings: Mapping[str, Any]) -> str:
-    text = json.dumps([vlm.identity(), MAX_SIDE, settings], sort_keys=True)
+    text = json.dumps([vlm.identity(), MIN_SIDE, MAX_SIDE, settings], sort_keys=True)
     return f"{name}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
