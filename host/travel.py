@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ def leave(workflow: Any, prompt: Mapping[str, Any] | None, node_id: str | None, 
     """Writes what was found into the workflow that ComfyUI is about to save."""
     if not isinstance(workflow, dict) or node_id is None or run >= MOST_RUNS:
         return
+    if not all(math.isfinite(value) for row in winners.scores for value in row):
+        return  # a verifier was dropped; and JSON has no NaN
     extra = workflow.setdefault("extra", {})
     if not isinstance(extra, dict):
         return

@@ -34,6 +34,11 @@ def table(log: SearchLog) -> str:
             else ""
         )
     )
+    if log.recalled:
+        count, nfe = len(log.recalled), sum(candidate.nfe for candidate in log.recalled)
+        lines.append(
+            f"- known from an earlier search: {count} candidate{'s' * (count > 1)}, {nfe:,} NFE not spent again"
+        )
     if log.stopped:
         lines.append(f"- ended because: {' '.join(log.stopped.split())}")
     lines += [f"- {key.replace('_', ' ')}: {_value(value)}" for key, value in log.findings.items()]
@@ -92,6 +97,7 @@ def _rows(log: SearchLog, row: int) -> list[str]:
     for index, rank in _ranks(log, row).items():
         candidate, recipe = log.candidates[index], recipes[index]
         marks = {"best": rank == 1 and candidate.stage == FINAL, "stock": index == 0 and log.has_stock}
+        marks["known"] = candidate.recalled
         failing = failed_gates(log, index, row)
         body.append(
             [

@@ -1,6 +1,7 @@
 """The pictures and tables of a finished search."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -807,3 +808,11 @@ def test_a_prompt_that_the_font_cannot_write_is_left_out(drawn):
 
 def test_letters_that_the_font_lacks_lose_their_accents():
     assert one_line("café\n\tnaïve") == "cafe naive"
+
+
+def test_the_table_says_what_was_known_from_an_earlier_search():
+    log = new_log([1.0, 3.0, 2.0])
+    log.candidates[1] = dataclasses.replace(log.candidates[1], recalled=True)
+    text = table(log)
+    assert "known from an earlier search: 1 candidate, 20 NFE not spent again" in text
+    assert [line.count("known") for line in text.splitlines() if line.startswith("|")][2:] == [1, 0, 0]
