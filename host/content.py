@@ -37,7 +37,7 @@ from .sampling import Sampling
 FORMAT = 1  # of the key: what was made with another is not found
 SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
 DEEPEST = 100
-LARGEST_BYTES = 2**31
+LARGEST_BYTES = 2**33  # of what is read whole, at about a second for each GB
 NUMERIC_FLAGS = (
     "fp8",
     "fp16",
@@ -389,8 +389,8 @@ def _weights(module: torch.nn.Module, tensors: Callable[[], Any], where: str) ->
 
 def _samples(tensor: torch.Tensor) -> torch.Tensor:
     """Some runs of values, evenly spread over a tensor; of a small one all."""
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):  # quantised: ComfyUI's own kind of tensor
-        tensor = tensor.dequantize() if hasattr(tensor, "dequantize") else tensor
+    stored = getattr(tensor, "_qdata", None)  # of a quantised one: to dequantise a whole network takes a minute
+    tensor = stored if isinstance(stored, torch.Tensor) else tensor
     flat = tensor.reshape(-1)
     if flat.numel() <= SAMPLES * RUN:
         return flat

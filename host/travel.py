@@ -18,6 +18,7 @@ from ..search.recipe import Recipe, RecipeError, from_json
 
 KEY = "noise_search"
 MOST_RUNS = 256  # of one node in one prompt that are written down
+MOST_RANKS = 64  # that are read: a workflow may come from anybody
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def find(workflow: Any, prompt: Mapping[str, Any] | None, node_id: str | None, r
         if entry["graph"] != graph_hash(prompt or {}, str(node_id)):
             return None
         found = entry["runs"][run]
-        recipes = tuple(tuple(from_json(json.dumps(recipe))) for recipe in found["recipes"])
+        recipes = tuple(tuple(from_json(json.dumps(recipe))) for recipe in found["recipes"][:MOST_RANKS])
         scores = tuple(tuple(float(value) for value in row) for row in found["values"])
         return Winners(recipes, scores) if recipes and scores else None
     except (KeyError, IndexError, TypeError, ValueError, RecipeError, AttributeError):

@@ -202,6 +202,15 @@ def test_other_weights_make_another_key():
             content._known_weights.clear()
 
 
+def test_quantised_weights_are_read_as_they_are_stored():
+    quant_ops = pytest.importorskip("comfy.quant_ops")
+    if not getattr(quant_ops, "_CK_AVAILABLE", False):
+        pytest.skip("this ComfyUI has no quantised tensors")
+    weight = torch.arange(600.0).reshape(30, 20)
+    quantised = quant_ops.QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout")
+    assert content._samples(quantised).dtype == torch.float8_e4m3fn
+
+
 def test_other_vae_weights_make_another_key():
     first, second = vae(""), vae("")
     assert key(ksampler(), vae=first) == key(ksampler(), vae=second)
