@@ -193,8 +193,7 @@ class Endpoint:
         except ValueError:
             reply = None
         said = f"{status} {_hide(_message(reply) or body, key)[:300].strip()}".strip()
-        code = _error_code(reply)
-        if status in RETRIED or (status == 200 and code in RETRIED):
+        if status in RETRIED:
             raise _Temporary(said, _retry_after(headers.get("Retry-After")))
         if status in REFUSED:
             raise _Refused(said)
@@ -202,7 +201,7 @@ class Endpoint:
             which = f"the key in {self.key_variable}" if self.key_variable else "a request without a key"
             raise VerifierError(f"{self.url} did not accept {which}: {said}")
         if 300 <= status < 400:
-            place = urlsplit(urljoin(self.url, headers.get("Location", "")))
+            place = urlsplit(_hide(urljoin(self.url, headers.get("Location", "")), key))
             raise VerifierError(
                 f"{self.url} redirects to {place.scheme}://{place.hostname}{place.path}, which is not followed, as it "
                 "would get the key; if you trust it, give that address"
@@ -349,13 +348,6 @@ def _message(reply: Any) -> str:
     if isinstance(error, dict):
         error = error.get("message")
     return error if isinstance(error, str) else ""
-
-
-def _error_code(reply: Any) -> int | None:
-    """Some servers answer 200 with an error inside."""
-    error = reply.get("error") if isinstance(reply, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) else None
 
 
 def _retry_after(value: str | None) -> float:
