@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..host.routes import register_routes
 from . import ensemble, graph, judges, loaders, report, samplers, searches, vlm
 
 
@@ -9,6 +10,7 @@ class NoiseSearchExtension(ComfyExtension):
     """Everything the pack adds to ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        register_routes()
         return [
             *samplers.NODES,
             *searches.NODES,

@@ -13,8 +13,10 @@ from typing import Any
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update"]
 FLAGS += ["--disable-background-networking", "--disable-sync"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# Nothing that a first-time visitor is greeted with, and nothing that lies over the canvas.
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+# Nothing that a first-time visitor is greeted with, and nothing that lies over the canvas; the classic canvas.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
+NODES_2 = {"Comfy.VueNodes.Enabled": True}
+OTHER = "NOISE_SEARCH_FRONT_END"  # the folder of another front end than the environment's; dev.py test sets it
 READY = "window.app?.graph && window.app.extensionManager && document.querySelector('canvas')"
 
 
@@ -42,11 +44,13 @@ def browser():
 
 
 class FrontEnd:
-    """The front end of a running server, in a page of its own."""
+    """The front end of a running server, in a page of its own. `settings` go over SETTINGS; the server keeps them."""
 
-    def __init__(self, running, url: str, width: int = 1600, height: int = 1000):
+    def __init__(
+        self, running, url: str, width: int = 1600, height: int = 1000, settings: dict[str, Any] | None = None
+    ):
         self.page = running.new_page(viewport={"width": width, "height": height})
-        self.page.request.post(f"{url}/api/settings", data=SETTINGS)
+        self.page.request.post(f"{url}/api/settings", data=SETTINGS | (settings or {}))
         self.page.goto(url, timeout=180_000)
         self.page.wait_for_function(READY, timeout=180_000)
         self.page.wait_for_function("'SaveImage' in LiteGraph.registered_node_types", timeout=180_000)

@@ -1,0 +1,44 @@
+// What the pack adds to ComfyUI's front end: Finish now on the search nodes, and two commands.
+import { app } from "../../../scripts/app.js";
+import { addFinishButton, finishAll, refresh, watchExecution } from "./finish_now.js";
+import { showStoredSearches } from "./stored_searches.js";
+
+const SEARCH_NODES = ["NoiseSearchKSampler", "NoiseSearchSamplerAdvanced"];
+
+function addStyleSheet() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL("../css/noise_search.css", import.meta.url).href;
+  document.head.append(link);
+}
+
+app.registerExtension({
+  name: "NoiseSearch",
+  commands: [
+    {
+      id: "NoiseSearch.StoredSearches",
+      label: "Noise Search: Stored searches",
+      menubarLabel: "Stored searches",
+      icon: "pi pi-database",
+      function: showStoredSearches,
+    },
+    {
+      id: "NoiseSearch.FinishNow",
+      label: "Noise Search: Finish now",
+      menubarLabel: "Finish now",
+      icon: "pi pi-flag",
+      function: finishAll,
+    },
+  ],
+  menuCommands: [
+    { path: ["Extensions", "Noise Search"], commands: ["NoiseSearch.StoredSearches", "NoiseSearch.FinishNow"] },
+  ],
+  setup() {
+    addStyleSheet();
+    watchExecution();
+  },
+  nodeCreated(node) {
+    if (SEARCH_NODES.includes(node.comfyClass)) addFinishButton(node);
+  },
+  afterConfigureGraph: refresh,
+});
