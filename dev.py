@@ -63,6 +63,7 @@ HOST_RELEASES = {  # ComfyUI version -> version of the source distribution, its 
     "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 }
 DEFAULT_HOST = "0.30.0"
+OLDER_FRONT_END = "1.39.19"  # that of ComfyUI 0.16.3: the browser tests run in it too
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching set of binaries
 
 START_SECONDS = 300  # a first start compiles every module of ComfyUI
@@ -582,6 +583,35 @@ class ExistingHost(Host):
         return True
 
 
+class FrontEnd:
+    """ComfyUI's web pages in another version than the environment's: .comfyui/front-end-<version>."""
+
+    def __init__(self, version: str):
+        self.version = version
+        self.root = HOSTS / f"front-end-{version}"
+        self.pages = self.root / "comfyui_frontend_package" / "static"
+
+    def step(self, lock: Lock) -> Step:
+        return Step(f"fetching front end {self.version}", 8, self.complete, lambda report: self.fetch(lock, report))
+
+    def complete(self) -> bool:
+        return (self.pages / "index.html").is_file()
+
+    def fetch(self, lock: Lock, report: Report) -> None:
+        HOSTS.mkdir(exist_ok=True)
+        shutil.rmtree(self.root, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=HOSTS) as folder:
+            new = Path(folder, "front-end")
+            source = ("--no-deps", "--only-binary", ":all:", "--target", new)
+            command = pip(venv_python(VENV), "install", *source, f"comfyui-frontend-package=={self.version}")
+            code, lines = stream(command, lock, lambda line: report(0.5))
+            if code:
+                what = f"Could not fetch the front end {self.version} (exit {code}): {show(command)}"
+                raise Failure(what, lines, pip_advice("\n".join(lines)))
+            os.replace(new, self.root)
+        report(1.0)
+
+
 def check_hash(path: Path, sha256: str) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
@@ -619,6 +649,7 @@ def unpack(archive: Path, target: Path) -> dict[str, int]:
 class Setup:
     python: Path
     host: Host | None
+    front_end: FrontEnd | None = None
 
 
 def set_up(version: str | None, with_host: bool = True, with_tests: bool = False) -> Setup:
@@ -646,9 +677,12 @@ def set_up(version: str | None, with_host: bool = True, with_tests: bool = False
         steps += [environment.step(lambda: file_layer("requirements.txt"), "installing the pack's requirements", 15)]
         if with_tests:
             steps += [environment.step(lambda: file_layer("tests/requirements.txt"), "installing the test tools", 20)]
+        front_end = FrontEnd(OLDER_FRONT_END) if with_host and with_tests else None
+        if front_end:
+            steps += [front_end.step(lock)]
         warn_of_small_disk(environment)
         run_steps(steps)
-    return Setup(environment.python, host if with_host else None)
+    return Setup(environment.python, host if with_host else None, front_end)
 
 
 def host_layer(host: Host) -> Layer | None:
@@ -810,6 +844,8 @@ def test(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
     environment.pop("COMFYUI_PATH", None)
     if setup.host:
         environment["COMFYUI_PATH"] = str(setup.host.root)
+    if setup.front_end:
+        environment.setdefault("NOISE_SEARCH_FRONT_END", str(setup.front_end.pages))
     return call([setup.python, "-m", "pytest", *pytest_arguments], environment)
 
 
