@@ -187,6 +187,15 @@ def test_weights_that_are_no_safetensors_are_refused(folder):
         FolderVLM.load(folder)
 
 
+def test_a_pickle_beside_other_safetensors_is_not_loaded(folder):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "adapter.safetensors")
+    with pytest.raises(VerifierError, match="cannot load"):
+        FolderVLM.load(folder)
+
+
 def test_missing_weights_are_refused(folder):
     from safetensors.torch import load_file, save_file
 
