@@ -3,11 +3,14 @@
 import json
 from itertools import combinations
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import quote
 
 import frontend
 import pytest
+from comfy_server import FOLDER
 from PIL import Image
+from tiny_pictures import save_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "example_workflows"
@@ -17,8 +20,19 @@ FRONT_END_ONLY = {"MarkdownNote", "Note"}
 TITLE_HEIGHT = 30
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 MAX_PICTURE = 200 * 1024
+NEED_FILES = {  # weights that cannot be here, below ComfyUI's models
+    "Verifier Ensemble on SDXL": (
+        "checkpoints/sd_xl_base_1.0.safetensors",
+        "verifiers/PickScore_v1/config.json",
+        "verifiers/HPS_v2.1_compressed.pt",
+        "clip_vision/clip-vit-large-patch14.safetensors",
+        "aesthetic/sac+logos+ava1-l14-linearMSE.pth",
+    )
+}
+FILE_WIDGETS = {"ckpt_name", "model_name", "clip_name", "head_name"}
 
 each_workflow = pytest.mark.parametrize("name", NAMES)
+each_that_runs = pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_FILES])
 
 
 def workflow(name):
@@ -90,7 +104,9 @@ def widgets(info):
                     )
 
 
-def fits(value, kind, options):
+def fits(widget, value, kind, options):
+    if widget in FILE_WIDGETS:  # a list of what is on this machine
+        return isinstance(value, str) and bool(value)
     if kind == "COMBO":
         return value in options["options"]
     if kind == "STRING":
@@ -101,7 +117,12 @@ def fits(value, kind, options):
 
 
 @pytest.fixture(scope="module")
-def object_info(server):
+def pictures(server):
+    save_pictures(server.home / "input" / FOLDER)
+
+
+@pytest.fixture(scope="module")
+def object_info(server, pictures):
     return server.get("/object_info")
 
 
@@ -120,12 +141,40 @@ class TestOnAServer:
             wrong += [
                 (node["type"], widget, value)
                 for (widget, kind, options), value in zip(specified, values, strict=False)
-                if not fits(value, kind, options)
+                if not fits(widget, value, kind, options)
             ]
         assert wrong == []
 
     @each_workflow
-    def test_its_twin_runs_and_saves_a_winner(self, name, server):
+    def test_its_links_join_what_fits(self, name, object_info):
+        nodes = {node["id"]: node for node in workflow(name)["nodes"]}
+        for link, source, slot, target, place, kind in workflow(name)["links"]:
+            giving, taking = nodes[source], nodes[target]["inputs"][place]
+            groups = object_info[nodes[target]["type"]]["input"]
+            specified = {**groups.get("required", {}), **groups.get("optional", {})}[taking["name"]][0]
+            accepted = ["COMBO"] if isinstance(specified, list) else specified.split(",")
+            assert object_info[giving["type"]]["output"][slot] == kind and kind in accepted, (name, link)
+            assert taking["link"] == link and link in giving["outputs"][slot]["links"]
+
+    @pytest.mark.parametrize("name", sorted(NEED_FILES))
+    def test_a_server_misses_nothing_but_the_files(self, name, server):
+        with pytest.raises(HTTPError) as refused:
+            server.post("/prompt", {"prompt": twin(name)})
+        errors = json.loads(refused.value.read())["node_errors"].values()
+        missing = [error for node in errors for error in node["errors"]]
+        assert missing and {error["type"] for error in missing} == {"value_not_in_list"}
+        assert {error["extra_info"]["input_name"] for error in missing} <= FILE_WIDGETS
+
+    @pytest.mark.parametrize("name", sorted(NEED_FILES))
+    def test_its_note_names_every_file(self, name):
+        [note] = [node["widgets_values"][0] for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote"]
+        for node in twin(name).values():
+            for widget in FILE_WIDGETS & set(node["inputs"]):
+                chosen = node["inputs"][widget]
+                assert f"/{chosen}" in note and any(chosen in file for file in NEED_FILES[name])
+
+    @each_that_runs
+    def test_its_twin_runs_and_saves_a_winner(self, name, server, pictures):
         prompt = twin(name)
         run = server.run(prompt)
         assert run.status == "success", run.error
@@ -143,7 +192,7 @@ class TestOnAServer:
 
 
 @pytest.fixture(scope="module")
-def converted(server):
+def converted(server, pictures):
     """Every example as the real front end would queue it."""
     try:
         with frontend.browser() as running:
@@ -159,7 +208,7 @@ class TestThroughTheFrontEnd:
     def test_it_converts_to_its_twin(self, name, converted):
         assert without_titles(converted[name]) == without_titles(twin(name))
 
-    @each_workflow
+    @each_that_runs
     def test_what_it_converts_to_runs(self, name, converted, server):
         run = server.run(converted[name])
         assert run.status == "success", run.error
