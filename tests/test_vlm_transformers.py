@@ -100,14 +100,14 @@ def test_the_likeliest_answer_is_the_models_own_greedy_one(saved, vlm, images, m
     assert vlm.answers([Ask(images[0], "hello")]) == [expected] and expected
 
 
-def test_a_folders_own_settings_do_not_cut_the_samples(folder, images, monkeypatch):
+def test_a_folders_own_settings_do_not_change_the_answers(folder, images, monkeypatch):
     monkeypatch.setattr(transformers_vlm, "ANSWER_TOKENS", 12)
     path = folder / "generation_config.json"
     settings = {"do_sample": True, "top_k": 1, "temperature": 0.01, "repetition_penalty": 3.0}
-    ask = Ask(images[0], "hello", temperature=1.0, seed=1)
-    expected = FolderVLM.load(folder).answers([ask])
+    asks = [Ask(images[0], "hello", temperature=1.0, seed=1), Ask(images[0], "hello")]
+    expected = FolderVLM.load(folder).answers(asks)
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
-    assert FolderVLM.load(folder).answers([ask]) == expected
+    assert FolderVLM.load(folder).answers(asks) == expected
 
 
 def test_the_system_text_comes_first(vlm, images):
