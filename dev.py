@@ -63,6 +63,8 @@ HOST_RELEASES = {  # ComfyUI version -> version of the source distribution, its 
     "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 }
 DEFAULT_HOST = "0.30.0"
+# With --older-transformers: their return types and key names are others than those of 5.
+OLDER_TRANSFORMERS = ("transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2")
 OLDER_FRONT_END = "1.39.19"  # that of ComfyUI 0.16.3: the browser tests run in it too
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching set of binaries
 
@@ -583,33 +585,54 @@ class ExistingHost(Host):
         return True
 
 
-class FrontEnd:
-    """ComfyUI's web pages in another version than the environment's: .comfyui/front-end-<version>."""
+class Aside:
+    """Packages in other versions than the environment's, in a folder of their own: .comfyui/<name>.
 
-    def __init__(self, version: str):
-        self.version = version
-        self.root = HOSTS / f"front-end-{version}"
-        self.pages = self.root / "comfyui_frontend_package" / "static"
+    proof: the file below it that is there when all of it is.
+    """
+
+    def __init__(self, name: str, packages: Sequence[str], proof: str):
+        self.name = name
+        self.packages = packages
+        self.root = HOSTS / name.replace(" ", "-")
+        self.proof = self.root / proof
 
     def step(self, lock: Lock) -> Step:
-        return Step(f"fetching front end {self.version}", 8, self.complete, lambda report: self.fetch(lock, report))
+        return Step(f"fetching {self.name}", 8, self.complete, lambda report: self.fetch(lock, report))
 
     def complete(self) -> bool:
-        return (self.pages / "index.html").is_file()
+        return self.proof.is_file()
 
     def fetch(self, lock: Lock, report: Report) -> None:
         HOSTS.mkdir(exist_ok=True)
         shutil.rmtree(self.root, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=HOSTS) as folder:
-            new = Path(folder, "front-end")
+            new = Path(folder, "new")
             source = ("--no-deps", "--only-binary", ":all:", "--target", new)
-            command = pip(venv_python(VENV), "install", *source, f"comfyui-frontend-package=={self.version}")
+            command = pip(venv_python(VENV), "install", *source, *self.packages)
             code, lines = stream(command, lock, lambda line: report(0.5))
             if code:
-                what = f"Could not fetch the front end {self.version} (exit {code}): {show(command)}"
+                what = f"Could not fetch the {self.name} (exit {code}): {show(command)}"
                 raise Failure(what, lines, pip_advice("\n".join(lines)))
             os.replace(new, self.root)
         report(1.0)
+
+
+class FrontEnd(Aside):
+    """ComfyUI's web pages."""
+
+    def __init__(self, version: str):
+        page = "comfyui_frontend_package/static/index.html"
+        super().__init__(f"front end {version}", [f"comfyui-frontend-package=={version}"], page)
+        self.pages = self.proof.parent
+
+
+class Transformers(Aside):
+    """The package transformers, with what must fit its version."""
+
+    def __init__(self, packages: Sequence[str]):
+        version = packages[0].partition("==")[2]
+        super().__init__(f"transformers {version}", packages, f"transformers-{version}.dist-info/RECORD")
 
 
 def check_hash(path: Path, sha256: str) -> None:
@@ -650,9 +673,12 @@ class Setup:
     python: Path
     host: Host | None
     front_end: FrontEnd | None = None
+    transformers: Transformers | None = None
 
 
-def set_up(version: str | None, with_host: bool = True, with_tests: bool = False) -> Setup:
+def set_up(
+    version: str | None, with_host: bool = True, with_tests: bool = False, older_transformers: bool = False
+) -> Setup:
     """Makes everything ready and says where it is. Quick when it is ready already."""
     existing = os.environ.get("COMFYUI_PATH") if with_host else None
     python = os.environ.get("COMFYUI_PYTHON") if with_host else None
@@ -678,11 +704,11 @@ def set_up(version: str | None, with_host: bool = True, with_tests: bool = False
         if with_tests:
             steps += [environment.step(lambda: file_layer("tests/requirements.txt"), "installing the test tools", 20)]
         front_end = FrontEnd(OLDER_FRONT_END) if with_host and with_tests else None
-        if front_end:
-            steps += [front_end.step(lock)]
+        transformers = Transformers(OLDER_TRANSFORMERS) if older_transformers else None
+        steps += [aside.step(lock) for aside in (front_end, transformers) if aside]
         warn_of_small_disk(environment)
         run_steps(steps)
-    return Setup(environment.python, host if with_host else None, front_end)
+    return Setup(environment.python, host if with_host else None, front_end, transformers)
 
 
 def host_layer(host: Host) -> Layer | None:
@@ -839,13 +865,15 @@ def demo(options: argparse.Namespace, client_arguments: list[str]) -> int:
 
 
 def test(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
-    setup = set_up(options.version, with_host=not options.fast, with_tests=True)
+    setup = set_up(options.version, not options.fast, with_tests=True, older_transformers=options.older_transformers)
     environment = clean_environment()
     environment.pop("COMFYUI_PATH", None)
     if setup.host:
         environment["COMFYUI_PATH"] = str(setup.host.root)
     if setup.front_end:
         environment.setdefault("NOISE_SEARCH_FRONT_END", str(setup.front_end.pages))
+    if setup.transformers:
+        environment["PYTHONPATH"] = str(setup.transformers.root)
     return call([setup.python, "-m", "pytest", *pytest_arguments], environment)
 
 
@@ -900,6 +928,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     command.add_argument("--candidates", type=int, help="how many noises to try")
     command = add("test", "run the tests; other arguments go to pytest", "[pytest arguments]")
     command.add_argument("--fast", action="store_true", help="only the tests that need no ComfyUI")
+    version = OLDER_TRANSFORMERS[0].partition("==")[2]
+    command.add_argument("--older-transformers", action="store_true", help=f"with transformers {version}")
     command = add("comfyui", "ComfyUI with this pack for your browser", "[ComfyUI arguments]")
     command.add_argument("--port", type=int, help="default 8188, or a free one")
     options, rest = parser.parse_known_args(arguments)
