@@ -261,6 +261,11 @@ class TestFiles:
         [
             ("vocab.txt", "a\nb\nc\n", "another vocabulary (3 entries without [PAD], [UNK], [CLS], [SEP], not 33)"),
             ("vocab.txt", "\n".join([*tiny.TOKENS, "one more"]), "another vocabulary (34 entries, not 33)"),
+            (
+                "vocab.txt",
+                "\n".join(tiny.TOKENS).replace("[CLS]", "<s>"),
+                "another vocabulary (33 entries without [CLS]",
+            ),
             ("vocab.txt", b"\xff\xfe\x00", "as a vocabulary (UnicodeDecodeError"),
             ("tokenizer.json", "{", "as a vocabulary (JSONDecodeError"),
             ("tokenizer.json", '{"model": {"vocab": [["a", 1.5]]}}', "as a vocabulary (AttributeError"),
