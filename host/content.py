@@ -13,10 +13,12 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 import sys
 import types
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -189,13 +191,17 @@ class Content:
     def _add(self, value: Any, where: str) -> None:
         if value is None or isinstance(value, (bool, int, float, complex, str, enum.Enum, PurePath)):
             self._text(type(value).__name__, str(value) if isinstance(value, PurePath) else repr(value))
-        elif isinstance(value, (torch.dtype, torch.device, torch.Size, range, slice, types.GenericAlias)):
+        elif isinstance(value, (torch.dtype, torch.device, torch.Size, range, slice, re.Pattern, types.GenericAlias)):
             self._text(type(value).__name__, repr(value))
+        elif isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+            self._text("operator", str(value))
+        elif isinstance(value, weakref.ReferenceType):
+            self.add(value(), where)
         elif isinstance(value, uuid.UUID):
             self._text("uuid", "")  # ComfyUI gives each conditioning a new one
         elif isinstance(value, (bytes, bytearray)):
             self._bytes("bytes", bytes(value), where)
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, (list, tuple, deque)):
             self._many(type(value).__name__, [(str(index), item) for index, item in enumerate(value)], where)
         elif isinstance(value, (set, frozenset)):
             self._text("set", " ".join(sorted(self._apart(item, where) for item in value)))

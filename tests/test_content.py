@@ -3,12 +3,17 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import types
+import weakref
+from collections import deque
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -218,6 +223,27 @@ def test_other_vae_weights_make_another_key():
         next(iter(second.first_stage_model.parameters())).add_(1)
     content._known_weights.clear()
     assert key(ksampler(), vae=first) != key(ksampler(), vae=second)
+
+
+@pytest.mark.parametrize("kind", ["weak reference", "pattern", "operator", "queue", "array", "bound method", "partial"])
+def test_what_packs_hang_on_a_model_can_be_read(kind):
+    owner = types.SimpleNamespace(strength=1)
+    make = {
+        "weak reference": lambda n: weakref.ref(owner if n else type(owner)),
+        "pattern": lambda n: re.compile(f"blocks.{n}"),
+        "operator": lambda n: (torch.ops.aten.add.Tensor, torch.ops.aten.mul)[n],
+        "queue": lambda n: deque([n]),
+        "array": lambda n: np.full(3, n),
+        "bound method": lambda n: Judge(f"judge {n}").identity,
+        "partial": lambda n: partial(max, n),
+    }[kind]
+
+    def with_option(n):
+        model = base().model.clone()
+        model.model_options["transformer_options"]["pack"] = make(n)
+        return key(sampling_of(dataclasses.replace(base(), model=model)))
+
+    assert with_option(0) == with_option(0) != with_option(1)
 
 
 def test_what_cannot_be_read_makes_no_key():
