@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import types
 import weakref
 from collections import deque
 from functools import partial
@@ -227,9 +226,9 @@ def test_other_vae_weights_make_another_key():
 
 @pytest.mark.parametrize("kind", ["weak reference", "pattern", "operator", "queue", "array", "bound method", "partial"])
 def test_what_packs_hang_on_a_model_can_be_read(kind):
-    owner = types.SimpleNamespace(strength=1)
+    owners = [Judge("a"), Judge("b")]
     make = {
-        "weak reference": lambda n: weakref.ref(owner if n else type(owner)),
+        "weak reference": lambda n: weakref.ref(owners[n]),
         "pattern": lambda n: re.compile(f"blocks.{n}"),
         "operator": lambda n: (torch.ops.aten.add.Tensor, torch.ops.aten.mul)[n],
         "queue": lambda n: deque([n]),
