@@ -208,6 +208,63 @@ def test_a_failed_download_says_what_to_do(dev, lock, index):
     assert f"{VERSION} (exit 1)" in text
 
 
+# ---- the older front end ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pages(dev, monkeypatch):
+    """Stands for pip and the package index: what `pip install --target` writes, and how often it was asked."""
+
+    class Pages:
+        calls = 0
+        code = 0
+
+        def __call__(self, command, lock, on_line):
+            self.calls += 1
+            folder = Path(command[command.index("--target") + 1], "comfyui_frontend_package", "static")
+            folder.mkdir(parents=True)
+            (folder / "index.html").write_text("<!doctype html>")
+            return self.code, ["the last line of pip"]
+
+    pages = Pages()
+    monkeypatch.setattr(dev, "stream", pages)
+    return pages
+
+
+def test_the_front_end_is_fetched_once(dev, lock, pages):
+    front_end = dev.FrontEnd("1.2.3")
+    dev.run_steps([front_end.step(lock)])
+    dev.run_steps([dev.FrontEnd("1.2.3").step(lock)])
+    assert (front_end.pages / "index.html").is_file() and pages.calls == 1
+
+
+def test_a_front_end_without_its_page_is_fetched_again(dev, lock, pages):
+    front_end = dev.FrontEnd("1.2.3")
+    front_end.fetch(lock, ignore)
+    (front_end.pages / "index.html").unlink()
+    dev.run_steps([front_end.step(lock)])
+    assert front_end.complete() and pages.calls == 2
+
+
+def test_a_front_end_that_is_not_fetched_leaves_nothing(dev, lock, pages):
+    pages.code = 1
+    with pytest.raises(dev.Failure) as caught:
+        dev.FrontEnd("1.2.3").fetch(lock, ignore)
+    text = str(caught.value)
+    assert "front end 1.2.3 (exit 1)" in text and "the last line of pip" in text
+    assert list(dev.HOSTS.iterdir()) == []
+
+
+def test_the_tests_are_told_where_the_front_end_is(dev, monkeypatch):
+    told = {}
+    setup = dev.Setup(Path("python"), None, dev.FrontEnd("1.2.3"))
+    monkeypatch.delenv("NOISE_SEARCH_FRONT_END", raising=False)
+    monkeypatch.setattr(dev, "set_up", lambda *_, **__: setup)
+    monkeypatch.setattr(dev, "call", lambda command, environment: told.update(environment) or 0)
+    dev.test(dev.parse(["test"])[0], [])
+    assert told["NOISE_SEARCH_FRONT_END"] == str(setup.front_end.pages)
+
+
 # ---- the virtual environment -----------------------------------------------------------------------------------
 
 

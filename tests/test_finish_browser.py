@@ -1,12 +1,15 @@
-"""Finish now in ComfyUI's real front end: classic canvas and Nodes 2.0, this front end and an older one."""
+"""Finish now and the stored searches in ComfyUI's real front end: classic canvas and Nodes 2.0, this front end and an
+older one."""
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import frontend
 import pytest
+from graphs import fused
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
@@ -289,3 +292,106 @@ def test_the_command_says_that_nothing_runs(tab):
     tab.open()
     tab.page.evaluate("app.extensionManager.command.execute('NoiseSearch.FinishNow')")
     tab.page.wait_for_selector("text=No search is running.", timeout=WAIT)
+
+
+# ---- the stored searches ---------------------------------------------------------------------------------------
+
+ROWS = ".noise-search-stored tbody tr"
+EVIL = "<img src=x onerror='window.broken = 1'><b>bold</b>"
+
+
+@pytest.fixture
+def dialog(tab):
+    """The dialog with two searches in it; one's prompt is HTML."""
+    with ThreadPoolExecutor() as thread:  # in this one Playwright's event loop runs
+        for prompt in ("a red circle", EVIL):
+            run = thread.submit(tab.server.run, fused(candidates=2, steps=1, prompt=prompt)).result()
+            assert run.status == "success", run.error
+    tab.page.evaluate("app.extensionManager.command.execute('NoiseSearch.StoredSearches')")
+    tab.page.wait_for_selector(ROWS, timeout=WAIT)
+    yield tab.page
+    if tab.page.query_selector(".noise-search-stored"):
+        tab.page.click(".noise-search-stored > .noise-search-actions >> text=Close")
+    tab.page.wait_for_selector(".noise-search-stored", state="detached", timeout=WAIT)
+    tab.server.post("/noise_search/store", {"enabled": True, "limit_mb": 512})
+    tab.server.post("/noise_search/store/delete", {"all": True})
+
+
+def stored(tab):
+    return tab.server.get("/noise_search/store")
+
+
+def prompts(page):
+    return page.eval_on_selector_all(f"{ROWS} .noise-search-prompt", "all => all.map(one => one.textContent)")
+
+
+def answer(page, text):
+    page.click(f".noise-search-confirm >> button:text-is('{text}')")
+    page.wait_for_selector(".noise-search-confirm", state="detached", timeout=WAIT)
+
+
+@pytest.mark.parametrize("tab", ["classic"], indirect=True)
+class TestTheDialog:
+    """It has nothing to do with how nodes are drawn."""
+
+    def test_the_dialog_lists_the_searches_last_used_first(self, dialog):
+        assert prompts(dialog)[:2] == [EVIL, "a red circle"]
+
+    def test_a_prompt_is_text_and_never_markup(self, dialog):
+        assert dialog.query_selector(".noise-search-stored img, .noise-search-stored b") is None
+        assert dialog.evaluate("window.broken") is None
+
+    def test_the_dialog_says_where_the_file_is(self, dialog, tab):
+        assert stored(tab)["path"] in dialog.text_content(".noise-search-place")
+
+    def test_one_search_is_deleted_after_a_question(self, dialog, tab):
+        dialog.click(f"{ROWS}:first-child >> text=Delete")
+        answer(dialog, "Delete")
+        dialog.wait_for_function(
+            "evil => ![...document.querySelectorAll('.noise-search-prompt')].some(one => one.textContent === evil)",
+            arg=EVIL,
+            timeout=WAIT,
+        )
+        left = [search["prompt"] for search in stored(tab)["searches"]]
+        assert EVIL not in left and "a red circle" in left
+
+    def test_no_is_no(self, dialog, tab):
+        before = [search["id"] for search in stored(tab)["searches"]]
+        dialog.click("text=Delete all")
+        answer(dialog, "Cancel")
+        assert [search["id"] for search in stored(tab)["searches"]] == before
+
+    def test_all_searches_are_deleted_after_a_question(self, dialog, tab):
+        dialog.click("text=Delete all")
+        answer(dialog, "Delete all")
+        dialog.wait_for_selector("text=Nothing is stored yet.", timeout=WAIT)
+        assert stored(tab)["searches"] == []
+
+    def test_storing_can_be_switched_off(self, dialog, tab):
+        with dialog.expect_response("**/noise_search/store"):
+            dialog.uncheck("text=Store searches")
+        assert stored(tab)["enabled"] is False
+
+    def test_the_limit_can_be_set(self, dialog, tab):
+        with dialog.expect_response("**/noise_search/store"):
+            dialog.fill("#noise-search-limit", "77")
+            dialog.press("#noise-search-limit", "Enter")
+        assert stored(tab)["limit_mb"] == 77
+
+    def test_a_limit_that_cannot_be_is_refused_and_shown_as_it_was(self, dialog, tab):
+        with dialog.expect_response("**/noise_search/store"):
+            dialog.fill("#noise-search-limit", "3")
+            dialog.press("#noise-search-limit", "Enter")
+        dialog.wait_for_selector("text=limit_mb is a whole number from 16 to 1000000, not 3.", timeout=WAIT)
+        assert dialog.input_value("#noise-search-limit") == str(stored(tab)["limit_mb"])
+
+    def test_escape_closes_it(self, dialog):
+        dialog.press("#noise-search-limit", "Escape")
+        dialog.wait_for_selector(".noise-search-stored", state="detached", timeout=WAIT)
+
+    def test_the_menu_has_both_commands(self, tab):
+        """The tree under ComfyUI's own menu button."""
+        tab.page.click("[class*='comfyui-logo'], .comfy-menu-button-wrapper")
+        tab.page.hover("text=Extensions")
+        tab.page.hover("text=Noise Search >> visible=true")
+        tab.page.wait_for_selector("text=Stored searches >> visible=true", timeout=WAIT)
