@@ -52,7 +52,7 @@ class ClipVLM:
         self.patcher: Any = getattr(clip, "patcher", None)
         self.name = str(getattr(getattr(clip, "cond_stage_model", None), "clip_name", "CLIP"))
         self._identity = ""
-        if not all(hasattr(clip, name) for name in ("tokenize", "generate", "decode", "get_sd")):
+        if not all(hasattr(clip, name) for name in ("tokenize", "generate", "decode", "cond_stage_model")):
             raise VerifierError(f"VLM from CLIP: this ComfyUI's CLIP cannot generate text; {EYES}")
         self._tokens(Ask(torch.zeros(64, 64, 3), "?"))
 
@@ -89,7 +89,9 @@ class ClipVLM:
         tokens = self.clip.tokenize(text, image=image, skip_template=False, min_length=1, thinking=False)
         batches = tokens.values() if isinstance(tokens, dict) else [tokens]
         first = [token[0] for batch in batches for section in batch for token in section]
-        if not any(isinstance(token, dict) and token.get("type") == "image" for token in first):
+        shown = any(isinstance(token, dict) and token.get("type") == "image" for token in first)
+        # some tokenizers take images for models that cannot see, and ComfyUI then drops them without a word
+        if not shown or not any(hasattr(part, "preprocess_embed") for part in self.clip.cond_stage_model.modules()):
             raise VerifierError(f"VLM from CLIP: {self.name} does not look at images; {EYES}")
         return tokens
 

@@ -181,6 +181,8 @@ class FakeClip:
     def __init__(self, reply="", sees=True):
         self.reply, self.sees, self.asked = reply, sees, []
         self.patcher = None
+        self.cond_stage_model = torch.nn.Module()
+        self.cond_stage_model.preprocess_embed = None
 
     def tokenize(self, text, **options):
         self.asked.append((text, options))
@@ -228,51 +230,96 @@ def test_the_grader_reads_what_a_clip_writes():
     assert clip.options["do_sample"] is True and clip.options["seed"] == 1 and clip.options["top_k"] == 0
 
 
-@pytest.fixture(scope="module")
-def qwen():
-    """ComfyUI's own Qwen3-VL with its real tokenizer, with tiny layers of random weights."""
-    pytest.importorskip("comfy.text_encoders.qwen3vl")
-    import comfy.sd
-    import comfy.text_encoders.qwen3vl as qwen3vl
+TINY_LAYERS = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
-    patch = pytest.MonkeyPatch()
+
+def host_clip(te, tokenizer, name, state=None, **layers):
+    """ComfyUI's own text encoder with its real tokenizer class, with tiny layers of random weights."""
+    import comfy.sd
+
+    target = type("Target", (), {"params": {}, "clip": te, "tokenizer": tokenizer})
+    options = {f"{name}_model_config": TINY_LAYERS | layers, "dtype": torch.float32}
+    torch.manual_seed(0)
+    with torch.inference_mode(False), torch.no_grad():
+        clip = comfy.sd.CLIP(target, tokenizer_data=state or {}, model_options=options)
+        for parameter in clip.cond_stage_model.parameters():
+            parameter.normal_(std=0.3)
+    return clip
+
+
+def qwen_clip(patch):
+    qwen3vl = pytest.importorskip("comfy.text_encoders.qwen3vl", reason="this ComfyUI has no Qwen3-VL")
     eyes = {"hidden_size": 32, "intermediate_size": 32, "depth": 2, "deepstack_visual_indexes": [0]}
     patch.setitem(qwen3vl.QWEN3VL_VISION, "qwen3vl_4b", eyes)
     patch.setitem(qwen3vl.QWEN3VL_VISION_COMMON, "num_heads", 2)
-    layers = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
-    layers |= {"num_key_value_heads": 1}
-    target = type(
-        "Target",
-        (),
-        {"params": {}, "clip": qwen3vl.te(model_type="qwen3vl_4b"), "tokenizer": qwen3vl.tokenizer("qwen3vl_4b")},
+    return host_clip(qwen3vl.te(model_type="qwen3vl_4b"), qwen3vl.tokenizer("qwen3vl_4b"), "qwen3vl_4b")
+
+
+def gemma_clip(patch, name="gemma3_4b_vision"):
+    import io
+
+    import sentencepiece
+    from comfy.text_encoders import llama, lumina2
+
+    eyes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    for key, value in {**eyes, "image_size": 224}.items():
+        patch.setitem(llama.GEMMA3_VISION_CONFIG, key, value)
+    words = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red circle above a blue square", "yes or no"]),
+        model_writer=words,
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        minloglevel=2,
     )
-    torch.manual_seed(0)
-    with torch.inference_mode(False):
-        clip = comfy.sd.CLIP(target, model_options={"qwen3vl_4b_model_config": layers, "dtype": torch.float32})
-        with torch.no_grad():
-            for parameter in clip.cond_stage_model.parameters():
-                parameter.normal_(std=0.3)
-    yield clip
-    patch.undo()
+    size = sentencepiece.SentencePieceProcessor(model_proto=words.getvalue()).get_piece_size()
+    state = {"spiece_model": torch.tensor(list(words.getvalue()), dtype=torch.uint8)}
+    return host_clip(lumina2.te(model_type=name), lumina2.NTokenizer, name, state, vocab_size=size)
 
 
-def test_comfyuis_own_qwen_sees_and_writes(qwen, monkeypatch):
+@pytest.fixture(scope="module", params=[qwen_clip, gemma_clip], ids=["Qwen3-VL", "Gemma 3"])
+def seeing(request):
+    """Text encoders of ComfyUI that see and write."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield request.param(patch)
+
+
+def test_comfyuis_own_models_see_and_write(seeing, monkeypatch):
     monkeypatch.setattr(hosting, "ANSWER_TOKENS", 8)
-    vlm = ClipVLM(qwen)
-    image = torch.rand(64, 64, 3)
-    first, again, other, seeded = vlm.answers(
-        [Ask(image, "hello"), Ask(image, "hello"), Ask(1 - image, "hello"), Ask(image, "hello", "", None, 1.0, 3)]
-    )
-    assert first == again and len({first, other, seeded}) == 3
-    assert vlm.name == "qwen3vl_4b" and vlm.identity() == vlm.identity()
+    vlm, image = ClipVLM(seeing), torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+    def drawn(image):
+        return vlm.answers([Ask(image, "hello", temperature=1.0, seed=seed) for seed in range(4)])
+
+    first, again = vlm.answers([Ask(image, "hello"), Ask(image, "hello")])
+    assert first == again != ""
+    assert drawn(image) == drawn(image) != drawn(torch.zeros(64, 64, 3))
+    assert len(set(drawn(image))) > 1
+    assert vlm.name == seeing.cond_stage_model.clip_name and vlm.identity() == vlm.identity()
 
 
-def test_a_random_qwen_grades_nothing_and_the_error_shows_its_answer(qwen, monkeypatch):
+def test_a_random_model_grades_nothing_and_the_error_shows_its_answer(seeing, monkeypatch):
     monkeypatch.setattr(hosting, "ANSWER_TOKENS", 4)
-    hosted = load_vlm_grader(ClipVLM(qwen))
-    assert hosted.patcher is qwen.patcher and not hosted.whole
+    hosted = load_vlm_grader(ClipVLM(seeing))
+    assert hosted.patcher is seeing.patcher and not hosted.whole
     with pytest.raises(VerifierError, match="VLM Grader .*failed: the answer holds no grading in JSON"):
         hosted.score(torch.rand(1, 64, 64, 3), "a cat")
+
+
+def test_a_gemma_without_eyes_is_refused_though_its_tokenizer_takes_images(monkeypatch):
+    with pytest.raises(VerifierError, match="gemma3_4b does not look at images"):
+        ClipVLM(gemma_clip(monkeypatch, "gemma3_4b"))
 
 
 # Nodes
