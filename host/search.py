@@ -57,7 +57,14 @@ class Graph:
     @property
     def runs(self) -> list[Any]:
         """What this node wrote into the metadata so far, an entry for each time that it ran in this prompt."""
-        return list((self.extra_pnginfo or {}).get(METADATA_KEY, {}).get(self.node_id, []))
+        runs = self.searches.get(self.node_id)
+        return list(runs) if isinstance(runs, list) else []
+
+    @property
+    def searches(self) -> dict[str | None, Any]:
+        """What all nodes wrote there; a client may have sent anything."""
+        searches = (self.extra_pnginfo or {}).get(METADATA_KEY)
+        return searches if isinstance(searches, dict) else {}
 
     def winners(self) -> Winners | None:
         """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed."""
@@ -147,7 +154,7 @@ def search(
         if store is not None:
             job.memory = stack.enter_context(job.remembered_in(store, algorithm))
         winners = None if isinstance(algorithm, ReplayRecipe) else graph.winners()
-        pool = (job.remake(winners) if winners else None) or job.run(algorithm, budget)
+        pool = (job.remake(winners, candidates) if winners else None) or job.run(algorithm, budget)
     log = pool.log
     if log.early:
         ended_early(graph.node_id)
@@ -214,10 +221,13 @@ class _Job:
                     f"show in the inputs. {count} candidates were set aside and the search made anew."
                 )
 
-    def remake(self, winners: Winners) -> Pool | None:
-        """What a saved picture found, at the cost of its winners; None where they are no longer what they were."""
-        recipes, *others = winners.recipes[: self.top_k]
+    def remake(self, winners: Winners, candidates: int) -> Pool | None:
+        """What a saved picture found, at the cost of its winners; None where they are no longer what they were.
+        candidates: of the search that found them, which bounds what its recipes can be."""
+        recipes, *others = ranks = winners.recipes[: self.top_k]
         try:
+            if not all(self._can_come_from(candidates, recipe) for rank in ranks for recipe in rank):
+                raise ValueError("no search of this workflow finds such a recipe")
             pool = self.run(ReplayRecipe(recipes, tuple(others)), Budget(2 * len(winners.recipes)))
         except ValueError as error:
             self.notes.append(f"The recipe in this picture's workflow cannot be made here ({error}), so it searched.")
@@ -226,12 +236,22 @@ class _Job:
         now, then = (torch.tensor(values, dtype=torch.float64) for values in (first, winners.scores))
         if now.shape != then.shape or bool(((now - then).abs() > tolerance(pool.log)).any()):
             self.notes.append(
-                f"The recipe in this picture's workflow scores {first} here and {winners.scores} when it was saved, so "
-                "the model or something else is another; it searched anew."
+                f"The recipe in this picture's workflow scores {first} here and {winners.scores!s:.200} when it was "
+                "saved, so the model or something else is another; it searched anew."
             )
             return None
         pool.log.stopped = "the picture's own recipe was made again; change any input to search"
         return pool
+
+    def _can_come_from(self, candidates: int, recipe: Recipe) -> bool:
+        """Whether a search of so many candidates may find this: a picture may come from anybody, and a recipe may ask
+        for thousands of draws."""
+        evaluations = candidates * max(self.sampling.steps, 1)  # a move and a jump took one or more each
+        return (
+            max(len(recipe.moves), len(recipe.jumps)) <= evaluations
+            and recipe.batch in (None, self.sampling.rows)
+            and len(recipe.batch_index or ()) <= self.sampling.rows
+        )
 
     def _attempt(self, algorithm: Algorithm, budget: Budget, memory: StoredMemory | None) -> Pool:
         sampling = self.sampling
@@ -318,8 +338,7 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
     best = tuple(log.best(row).values[row] for row in range(log.rows))
     workflow = graph.extra_pnginfo.get("workflow")
     travel.leave(workflow, graph.prompt, graph.node_id, len(runs), Winners(result.top_recipes, best))
-    searches = graph.extra_pnginfo.get(METADATA_KEY, {})
-    graph.extra_pnginfo[METADATA_KEY] = {**searches, graph.node_id: [*runs, entry]}
+    graph.extra_pnginfo[METADATA_KEY] = {**graph.searches, graph.node_id: [*runs, entry]}
 
 
 def pixels_sha256(image: torch.Tensor) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..search.recipe import Recipe, RecipeError, from_json
+from ..search.recipe import Recipe, from_json
 
 KEY = "noise_search"
 MOST_RUNS = 256  # of one node in one prompt that are written down
@@ -38,9 +38,10 @@ def find(workflow: Any, prompt: Mapping[str, Any] | None, node_id: str | None, r
             return None
         found = entry["runs"][run]
         recipes = tuple(tuple(from_json(json.dumps(recipe))) for recipe in found["recipes"][:MOST_RANKS])
-        scores = tuple(tuple(float(value) for value in row) for row in found["values"])
-        return Winners(recipes, scores) if recipes and scores else None
-    except (KeyError, IndexError, TypeError, ValueError, RecipeError, AttributeError):
+        scores = tuple(tuple(math.nan if value is None else float(value) for value in row) for row in found["values"])
+        alike = len({len(row) for row in scores}) == 1 and all(any(map(math.isfinite, row)) for row in scores)
+        return Winners(recipes, scores) if recipes and alike else None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
         return None  # a workflow may hold anything
 
 
@@ -48,8 +49,6 @@ def leave(workflow: Any, prompt: Mapping[str, Any] | None, node_id: str | None, 
     """Writes what was found into the workflow that ComfyUI is about to save."""
     if not isinstance(workflow, dict) or node_id is None or run >= MOST_RUNS:
         return
-    if not all(math.isfinite(value) for row in winners.scores for value in row):
-        return  # a verifier was dropped; and JSON has no NaN
     extra = workflow.setdefault("extra", {})
     if not isinstance(extra, dict):
         return
@@ -57,10 +56,14 @@ def leave(workflow: Any, prompt: Mapping[str, Any] | None, node_id: str | None, 
     nodes = dict(nodes) if isinstance(nodes, dict) else {}
     graph = graph_hash(prompt or {}, node_id)
     entry = nodes.get(node_id)
-    runs = entry["runs"] if run and isinstance(entry, dict) and entry.get("graph") == graph else []
+    known = entry.get("runs") if isinstance(entry, dict) and entry.get("graph") == graph else None
+    runs = known[:MOST_RUNS] if isinstance(known, list) else []
+    runs += [{}] * (run - len(runs))
     recipes = [[recipe.to_dict() for recipe in rank] for rank in winners.recipes]
-    values = [list(row) for row in winners.scores]
-    nodes[node_id] = {"graph": graph, "runs": [*runs[:run], {"recipes": recipes, "values": values}]}
+    # NaN, of a verifier that was dropped, is no JSON: a front end may then refuse the whole picture.
+    values = [[None if math.isnan(value) else value for value in row] for row in winners.scores]
+    # The runs after this one stay: they are still to be found by those that follow.
+    nodes[node_id] = {"graph": graph, "runs": [*runs[:run], {"recipes": recipes, "values": values}, *runs[run + 1 :]]}
     extra[KEY] = nodes
 
 
