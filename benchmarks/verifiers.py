@@ -406,7 +406,7 @@ def tower(name: str, side: int) -> dict[str, Any]:
         image = torch.rand(1, side, side, 3)
         resident = reset_peak()
         seconds = []
-        for _ in range(5):
+        for _ in range(3):
             start = time.perf_counter()
             verifier.score(image, [prompt])
             seconds.append(time.perf_counter() - start)
@@ -516,7 +516,7 @@ ABOUT = {
     "eighth of fp16's digits, so prefer fp16 where candidates are close. (The tiny VQA model hardly tells the images "
     "apart, as its spread shows.)",
     "about_towers": "Random weights in the sizes of the published models, fp32, one image at a time, resizing "
-    "included. Other programs used the cores as well, so the time is the fastest of five. A prompt is read once per "
+    "included. Other programs used the cores as well, so the time is the fastest of three. A prompt is read once per "
     "search. PickScore and HPS are ViT-H-14, LAION's aesthetic heads use the image tower of ViT-L-14, V2.5 that of "
     "SigLIP so400m. In fp16 the weights are half as large.",
 }

@@ -279,6 +279,15 @@ def test_three_members_less_one_are_ranked_by_two():
     assert log.scores().tolist() == two.scores().tolist() and log.order() == two.order()
 
 
+def test_a_drop_with_a_candidate_that_has_no_score_counts_at_once():
+    log = SearchLog(MEMBERS)
+    for values in ([1.0, 9.0], [2.0, 0.0], [3.0, 1.0]):
+        log.add(rendered(values))
+    assert log.order() == [2, 0, 1]
+    log.drop(rendered([0.0, math.nan], failed={1: "boom."}, error="broken"))
+    assert log.order() == [2, 1, 0]
+
+
 def test_a_drop_is_a_warning_with_name_and_cause():
     log = run(Scripted([1.0, 9.0], drops=BOOM), aggregator=BOTH).log
     assert log.warnings[0].startswith("look was dropped for the whole search: verifier look failed: boom.")
