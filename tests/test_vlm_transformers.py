@@ -43,10 +43,10 @@ def images():
     return torch.rand(3, 40, 30, 3, generator=torch.Generator().manual_seed(0))
 
 
-def raw_log_odds(model, processor, image, prompt):
+def raw_log_odds(model, processor, image, prompt, mark):
     """From the raw logits of the model that was saved, without any of our code but the 8-bit picture."""
     question = prompt.replace('"', '\\"')
-    text = f'user: <image>Does this figure show "{question}"? Please answer yes or no.\nassistant:'
+    text = f'user: {mark}Does this figure show "{question}"? Please answer yes or no.\nassistant:'
     inputs = processor(images=[picture(image)], text=[text], return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits[0, -1].double()
@@ -55,12 +55,30 @@ def raw_log_odds(model, processor, image, prompt):
     return float(yes.log() - no.log())
 
 
-def test_log_odds_are_those_of_the_models_raw_logits(saved, vlm, images):
-    _, model, processor = saved
-    expected = [raw_log_odds(model, processor, *pair) for pair in zip(images, PROMPTS, strict=True)]
-    values = VQAScore(vlm).score(images, PROMPTS)[:, 0].tolist()
+@pytest.mark.parametrize(
+    ("save", "mark"), [(tiny_vlms.save_vlm, tiny_vlms.IMAGE), (tiny_vlms.save_qwen, tiny_vlms.QWEN_IMAGE)]
+)
+def test_log_odds_are_those_of_the_models_raw_logits(save, mark, tmp_path, images):
+    import transformers
+
+    model, _ = save(tmp_path / "tiny")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "tiny")
+    expected = [raw_log_odds(model, processor, *pair, mark) for pair in zip(images, PROMPTS, strict=True)]
+    values = VQAScore(FolderVLM.load(tmp_path / "tiny")).score(images, PROMPTS)[:, 0].tolist()
     assert max(abs(a - b) for a, b in zip(values, expected, strict=True)) <= 1e-5
     assert len({round(value, 4) for value in expected}) == 3
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("LLM") / "qwen"
+    tiny_vlms.save_qwen(folder)
+    return FolderVLM.load(folder)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (8, 4000), (2000, 2000)])
+def test_images_of_any_size(qwen, size):
+    assert torch.isfinite(VQAScore(qwen).score(torch.rand(1, *size, 3), ["a cat"])).all()
 
 
 def test_every_way_to_write_yes_and_no_counts_and_nothing_else(saved, vlm, images):
