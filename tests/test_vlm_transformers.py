@@ -134,6 +134,14 @@ def test_the_system_text_comes_first(vlm, images):
     assert text.startswith("system: be strict\nuser: ") and text.endswith("hello\nassistant:")
 
 
+def test_a_model_that_can_think_or_not_is_asked_not_to(folder, images):
+    template = next(file for file in folder.iterdir() if file.name.startswith("chat_template"))
+    template.write_text(template.read_text() + "{% if enable_thinking is false %} no thoughts{% endif %}")
+    vlm = FolderVLM.load(folder)
+    [question] = vlm._inputs(Ask(images[0], "hello"))["input_ids"]
+    assert vlm.processor.tokenizer.decode(question).endswith("assistant: no thoughts")
+
+
 def test_bf16_is_close_and_its_probabilities_are_float32(saved, vlm, images):
     half = FolderVLM.load(saved[0], torch.bfloat16)
     assert next(half.module.parameters()).dtype == torch.bfloat16

@@ -100,8 +100,10 @@ class FolderVLM:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if ask.system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": ask.system}]})
+        # models that can think first or not: the first word is to be the answer
+        quick = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
         inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **quick
         )
         length, limit = inputs["input_ids"].shape[1], _positions(self.model.config)
         if length + 1 > limit:
