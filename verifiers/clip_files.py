@@ -6,8 +6,9 @@ import copy
 import difflib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -376,7 +377,8 @@ def _load_file(path: Path, architecture: str) -> DualEncoder:
     )
 
 
-def lacking(names: Collection[str]) -> str:
+@lru_cache(maxsize=4096)  # asked again and again of the same files
+def lacking(names: frozenset[str]) -> str:
     """What a single weight file with tensors of these names lacks to be a CLIP that can be loaded; "" for nothing."""
     image = "vision_model.post_layernorm.weight" in names or any(name.startswith("visual.") for name in names)
     text = any(name.endswith("token_embedding.weight") for name in names)
@@ -389,7 +391,7 @@ def lacking(names: Collection[str]) -> str:
     if not image:
         return "it is not a CLIP"
     projections = {"visual_projection.weight", "text_projection.weight"}
-    if "text_model.embeddings.token_embedding.weight" in names and not projections <= set(names):
+    if "text_model.embeddings.token_embedding.weight" in names and not projections <= names:
         return "it lacks a projection of its towers"
     return ""
 
