@@ -191,19 +191,22 @@ class _Job:
     @contextmanager
     def remembered_in(self, store: Store, algorithm: Algorithm) -> Iterator[StoredMemory | None]:
         """The memory of all searches of this content, or None where there is none to be had."""
-        if not store.settings().enabled:
-            yield None
-            return
-        try:
-            files = files_behind(self.graph.prompt, self.graph.node_id)
-            frames = self.options.frames
-            key = search_key(self.sampling, self.vae, self.verifier, self.prompt, frames, host_info(), files)
-        except Exception as error:  # nodes of any pack may be behind it; a search must not fail for its memory
-            self.notes.append(f"The candidates of this search are not remembered: {error}")
+        key = self._key() if store.settings().enabled else None
+        if key is None:
             yield None
             return
         with store.memory(key, self.prompt, algorithm.name) as memory:
             yield memory
+
+    def _key(self) -> str | None:
+        """What all searches of this content have in common, or None where it cannot be told."""
+        try:
+            files = files_behind(self.graph.prompt, self.graph.node_id)
+            frames = self.options.frames
+            return search_key(self.sampling, self.vae, self.verifier, self.prompt, frames, host_info(), files)
+        except Exception as error:  # nodes of any pack may be behind it; a search must not fail for its memory
+            self.notes.append(f"The candidates of this search are not remembered: {error}")
+            return None
 
     def run(self, algorithm: Algorithm, budget: Budget) -> Pool:
         """Searches. What is remembered and turns out to be wrong is set aside, and computed anew."""
