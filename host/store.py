@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -291,13 +292,16 @@ class StoredMemory:
             return None
         recipes, values, nfe, seconds, together, pictures = row
         try:
-            made = tuple(from_json(recipes))
+            made, spent = tuple(from_json(recipes)), _spent(nfe, seconds)
+            table = torch.tensor(json.loads(values), dtype=torch.float32)
+            if table.ndim != 2 or len(table) != len(made) or not table.isfinite().all():
+                raise ValueError(f"there are no values for {len(made)} images")
             return Rendered(
                 recipes=made,
-                values=torch.tensor(json.loads(values), dtype=torch.float32),
-                nfe=nfe,
-                nfe_per_row=nfe // len(made),
-                seconds=json.loads(seconds),
+                values=table,
+                nfe=spent.nfe,
+                nfe_per_row=spent.nfe // len(made),
+                seconds=spent.seconds,
                 thumbnails=None if pictures is None else _from_png(pictures, len(made)),
                 together=bool(together),
                 recalled=True,
@@ -310,8 +314,8 @@ class StoredMemory:
         if row is None or row[1] is not None:
             return None
         try:
-            return Spent(int(row[2]), {phase: float(seconds) for phase, seconds in json.loads(row[3]).items()})
-        except (ValueError, TypeError, AttributeError) as error:
+            return _spent(row[2], row[3])
+        except Exception as error:
             raise sqlite3.DatabaseError(f"an entry cannot be read: {error}") from error
 
     def _keep(
@@ -454,6 +458,14 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
     return (pages - free) * size
+
+
+def _spent(nfe: Any, seconds: Any) -> Spent:
+    """What an entry says that it took. Raises any error where that cannot be."""
+    spent = Spent(int(nfe), {str(phase): float(value) for phase, value in json.loads(seconds).items()})
+    if spent.nfe < 0 or not all(0 <= value < math.inf for value in spent.seconds.values()):
+        raise ValueError(f"it cannot have taken {nfe} evaluations and {seconds!r:.80} seconds")
+    return spent
 
 
 def _digest(work: str) -> str:

@@ -138,7 +138,7 @@ class RememberingEngine:
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
         works = [self._work("whole", recipes) for recipes in candidates]
-        known = [self.memory.candidate(work) for work in works]
+        known = [self._known(work) for work in works]
         missing = [recipes for recipes, one in zip(candidates, known, strict=True) if one is None]
         made = iter(self.engine.render(missing) if missing else ())
         for work, one in zip(works, known, strict=True):
@@ -175,7 +175,7 @@ class RememberingEngine:
 
     def score(self, state: State) -> Rendered:
         work = self._work(f"at {state.level!r}", state.recipes)
-        known = self.memory.candidate(work)
+        known = self._known(work)
         if known is None:
             below = state.latent.get()
             nfe, seconds = self.engine.pending()
@@ -196,6 +196,11 @@ class RememberingEngine:
 
     def _work(self, what: str, recipes: Recipes) -> str:
         return f"{self.engine.steps} steps, {what}: {to_json(list(recipes))}"
+
+    def _known(self, work: str) -> Rendered | None:
+        """A candidate from before, if it has what a candidate has here."""
+        known = self.memory.candidate(work)
+        return known if known is not None and known.values.shape == (self.rows, len(self.members)) else None
 
     def _state(self, below: State) -> State:
         return State(below.recipes, below.level, _Lazy(lambda: below))

@@ -161,3 +161,13 @@ def test_drafts_and_finals_of_one_noise_are_told_apart():
     run(ALGORITHMS["drafts"], RememberingEngine(Counting(), notes))
     plain = run(RandomSearch(), Counting()).log
     assert account(run(RandomSearch(), RememberingEngine(Counting(), notes)).log) == account(plain)
+
+
+def test_what_has_other_columns_than_the_verifier_is_computed():
+    notes = Notes()
+    first = run(RandomSearch(), RememberingEngine(Counting(), notes)).log
+    for work, one in notes.candidates.items():
+        notes.candidates[work] = replace(one, values=one.values.repeat(1, 2))
+    again = run(RandomSearch(), RememberingEngine(Counting(), notes)).log
+    assert again.recalled == []
+    assert account(again) == account(first)
