@@ -100,7 +100,7 @@ def store_settings(body: dict[str, Any]) -> tuple[bool | None, int | None]:
         raise BadRequest(f"enabled is true or false, not {_shown(enabled)}.")
     if "limit_mb" in body and not _is_whole(limit_mb, store.SMALLEST_MB, store.LARGEST_MB):
         span = f"{store.SMALLEST_MB} to {store.LARGEST_MB}"
-        raise BadRequest(f"limit_mb is a whole number from {span}, not {_shown(limit_mb)}.")
+        raise BadRequest(f"The size limit (limit_mb) is a whole number from {span}, not {_shown(limit_mb)}.")
     return enabled, limit_mb
 
 

@@ -386,7 +386,9 @@ class TestTheDialog:
         with dialog.expect_response("**/noise_search/store"):
             dialog.fill("#noise-search-limit", "3")
             dialog.press("#noise-search-limit", "Enter")
-        dialog.wait_for_selector("text=limit_mb is a whole number from 16 to 1000000, not 3.", timeout=WAIT)
+        dialog.wait_for_selector(
+            "text=The size limit (limit_mb) is a whole number from 16 to 1000000, not 3.", timeout=WAIT
+        )
         assert dialog.input_value("#noise-search-limit") == str(stored(tab)["limit_mb"])
 
     def test_escape_closes_it(self, dialog):
@@ -396,6 +398,7 @@ class TestTheDialog:
     def test_the_menu_has_both_commands(self, tab):
         """The tree under ComfyUI's own menu button."""
         tab.page.click("[class*='comfyui-logo'], .comfy-menu-button-wrapper")
-        tab.page.hover("text=Extensions")
-        tab.page.hover("text=Noise Search >> visible=true")
-        tab.page.wait_for_selector("text=Stored searches >> visible=true", timeout=WAIT)
+        for name in ("Extensions", "Noise Search"):
+            tab.page.get_by_role("menuitem", name=name, exact=True).first.hover()
+        for name in ("Stored searches", "Finish now"):
+            tab.page.get_by_role("menuitem", name=name, exact=True).wait_for(timeout=WAIT)
