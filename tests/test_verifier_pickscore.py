@@ -55,7 +55,7 @@ def published(folder, pictures, prompts):
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     tokens = tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    # the pixels are ours, as PIL makes them: transformers 5 resizes with torchvision, a step of 8 bits off here and there
+    # the pixels are ours, as PIL makes them: transformers 5 resizes with torchvision, a step of 8 bits off at places
     pixels = torch.cat([PickScore.load(folder).preprocess(picture) for picture in pictures])
     theirs = processor([pil(picture) for picture in pictures], return_tensors="pt").pixel_values
     assert (pixels - theirs).abs().mean() < 0.02
