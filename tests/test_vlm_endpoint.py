@@ -1,6 +1,7 @@
 """VQA Score and VLM Grader over HTTP, against a server on this machine that does all that servers do."""
 
 import asyncio
+import gzip
 import json
 import logging
 import math
@@ -231,6 +232,18 @@ def test_nothing_but_yes_leaves_no_the_rest(serve):
     assert float(ask_yes_no(serve(lambda request: tokens(No=0.0, Never=-9999.0)))) == pytest.approx(-100)
 
 
+def test_a_probability_above_one_counts_as_one(serve):
+    server = serve(lambda request: tokens(Yes=1000.0, No=-2.0))
+    assert float(ask_yes_no(server)) == 2.0
+
+
+@pytest.mark.parametrize("token", ["Yes", "Maybe"])
+def test_probabilities_that_are_no_numbers_are_an_error(serve, token):
+    server = serve(lambda request: tokens(**{"Yes": -1.0, "No": -1.0, token: math.nan}))
+    with pytest.raises(VerifierError, match="probabilities are not numbers"):
+        ask_yes_no(server)
+
+
 def test_a_refusal_is_shown(serve):
     refusal = {"choices": [{"message": {"role": "assistant", "content": None, "refusal": "I cannot look at this"}}]}
     with pytest.raises(VerifierError, match="holds no grading in JSON: 'I cannot look at this'"):
@@ -319,6 +332,39 @@ def test_an_endless_answer_is_cut_off(serve, monkeypatch):
     monkeypatch.setattr(openai_endpoint, "MAX_REPLY", 1000)
     with pytest.raises(VerifierError, match="an answer of more than"):
         grade(serve(lambda request: Reply("x" * 300_000)), tries=1)
+
+
+def test_a_packed_answer_is_not_unpacked(serve, monkeypatch):
+    monkeypatch.setattr(openai_endpoint, "MAX_REPLY", 10_000)
+    packed = Reply(gzip.compress(b" " * 5_000_000), headers={"Content-Encoding": "gzip"})
+    server = serve(lambda request: packed)
+    with pytest.raises(VerifierError, match="an answer that is no chat completion"):
+        grade(server, tries=1)
+    assert server.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"choices": ' + "[" * 100_000])
+def test_a_deeply_nested_answer_is_asked_for_again(serve, body):
+    server = serve(lambda request: grade_brightness(request) if request.number else Reply(body))
+    assert grade(server).shape == (1, 6)
+
+
+def test_what_a_server_says_stays_on_one_line_and_leaves_the_terminal_alone(serve, caplog):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(VerifierError, match="at last: 500 busy"):
+        grade(serve(lambda request: Reply({"error": {"message": "busy\x1b[2J\r\nall is well"}}, 500)), tries=2)
+    assert "busy[2J all is well" in caplog.text and "\x1b" not in caplog.text
+
+
+def test_a_redirect_to_nonsense_is_an_error(serve):
+    with pytest.raises(VerifierError, match="redirects to an address that cannot be read"):
+        grade(serve(lambda request: Reply("", 302, {"Location": "http://[x"})))
+
+
+@pytest.mark.parametrize("text", [None, 5])
+def test_an_answer_in_parts_that_are_no_text(serve, text):
+    parts = [{"type": "text", "text": text}, {"type": "text", "text": grades(7)}]
+    assert grade(serve(lambda request: answer(parts))).tolist() == [[7.0] * 6]
 
 
 @pytest.mark.parametrize(
@@ -464,6 +510,32 @@ def test_it_works_where_a_loop_is_running(serve):
     assert asyncio.run(node()).shape == (1, 6)
 
 
+def test_nobody_waits_for_a_look_up_that_was_given_up():
+    let_go, hung = threading.Event(), threading.Event()
+
+    def look_up():
+        let_go.wait(5)  # without the other thread's going on this would be all
+        hung.set()
+
+    async def work():
+        asyncio.get_running_loop().run_in_executor(None, look_up)
+        return "done"
+
+    assert openai_endpoint.in_thread(work) == "done"
+    assert not hung.is_set()
+    let_go.set()
+
+
+def test_without_a_loop_nobody_waits_for_ever(monkeypatch):
+    def fail(coroutine):
+        coroutine.close()
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(openai_endpoint.asyncio, "run", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        openai_endpoint.in_thread(lambda: asyncio.sleep(0))
+
+
 def test_no_images_are_no_calls(serve):
     server = serve()
     assert VQAScore(endpoint(server)).score(torch.zeros(0, 4, 4, 3), []).shape == (0, 1)
@@ -557,6 +629,24 @@ def test_the_keys_of_known_services_go_to_their_hosts_only(serve, monkeypatch):
         Endpoint("https://api.openai.com.example/v1", "some-model", "OPENAI_API_KEY")
 
 
+def test_a_services_key_is_not_sent_unencrypted(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(VerifierError, match="key in OPENAI_API_KEY is not sent unencrypted: write https://"):
+        Endpoint("http://api.openai.com/v1", "some-model", "OPENAI_API_KEY")
+
+
+def test_the_case_of_a_host_does_not_matter(key, monkeypatch):
+    monkeypatch.setenv("TINY_KEY_HOST", "GPU-Box.local")
+    assert Endpoint("http://gpu-BOX.local/v1", "tiny", key)._key() == KEY
+
+
+@pytest.mark.parametrize("typed", [KEY, "AIzaSyD0123456789", "0123456789ABCDEF"])
+def test_a_key_typed_in_by_mistake_is_not_repeated(typed):
+    with pytest.raises(VerifierError, match="as it may be a key") as caught:
+        Endpoint("https://api.openai.com/v1", "some-model", typed)
+    assert typed not in everything_said(caught.value)
+
+
 @pytest.mark.parametrize(("value", "said"), [("", "is not set"), ("a\nb", "has characters that no key has")])
 def test_a_key_that_is_none(monkeypatch, value, said):
     monkeypatch.setenv("TINY_KEY", value)
@@ -580,14 +670,18 @@ def test_the_url_may_be_the_apis_or_the_full_one(url, full):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "example.com/v1", "file:///etc/passwd", "ftp://example.com", "http://", "http://[", "http://a:b:c/"]
+    "url",
+    ["", "example.com/v1", "file:///etc/passwd", "ftp://example.com", "http://", "http://[", "http://a:b:c/"]
+    + ["http://example.com/v1\nroot: all is well", "http://example.com/v 1"],
 )
 def test_what_is_no_url(url):
     with pytest.raises(VerifierError, match="URL of VLM Endpoint"):
         chat_url(url)
 
 
-@pytest.mark.parametrize("url", [f"https://me:{KEY}@example.com/v1", f"https://example.com/v1?key={KEY}"])
+@pytest.mark.parametrize(
+    "url", [f"https://me:{KEY}@example.com/v1", f"https://example.com/v1?key={KEY}", "https://example.com?"]
+)
 def test_a_url_with_a_secret_is_refused_and_not_repeated(url):
     with pytest.raises(VerifierError, match="must hold no secrets") as caught:
         chat_url(url)

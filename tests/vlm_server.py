@@ -28,7 +28,7 @@ CRITERIA = (
 class Reply:
     """What the server answers: a body as it is, or else JSON. None instead of a Reply: nothing, ever."""
 
-    body: str | Mapping[str, Any] = ""
+    body: str | bytes | Mapping[str, Any] = ""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -139,7 +139,8 @@ class VLMServer:
         if reply is None:
             self.closing.wait()
             return
-        data = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
+        text = reply.body if isinstance(reply.body, (str, bytes)) else json.dumps(reply.body)
+        data = text.encode() if isinstance(text, str) else text
         try:
             handler.send_response(reply.status)
             for name, value in {**reply.headers, "Content-Length": str(len(data))}.items():

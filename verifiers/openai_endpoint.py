@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -41,6 +42,8 @@ KEY_HOSTS = {
     "OPENAI_API_KEY": "api.openai.com",
     "OPENROUTER_API_KEY": "openrouter.ai",
 }
+
+VARIABLE = re.compile("[A-Z][A-Z0-9_]{0,59}")  # what an environment variable is called, and no key looks like
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -138,7 +141,9 @@ class Endpoint:
         aiohttp = require("aiohttp", "aiohttp", "VLM Endpoint")
         slots = asyncio.Semaphore(self.concurrency)
         timeout = aiohttp.ClientTimeout(total=self.timeout)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        # an answer is read as it comes: a few bytes of a packed one could become gigabytes
+        plain = {"Accept-Encoding": "identity"}
+        async with aiohttp.ClientSession(timeout=timeout, headers=plain, auto_decompress=False) as session:
             send = partial(self._send, aiohttp, session)
             return await together([partial(self._patiently, send, slots, request) for request in requests], self.check)
 
@@ -190,9 +195,9 @@ class Endpoint:
         """The first choice in a reply; or what is wrong with it, without the key, which some servers repeat."""
         try:
             reply = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             reply = None
-        said = f"{status} {_hide(_message(reply) or body, key)[:300].strip()}".strip()
+        said = f"{status} {_line(_hide(_message(reply) or body, key))}".strip()
         if status in RETRIED:
             raise _Temporary(said, _retry_after(headers.get("Retry-After")))
         if status in REFUSED:
@@ -201,10 +206,10 @@ class Endpoint:
             which = f"the key in {self.key_variable}" if self.key_variable else "a request without a key"
             raise VerifierError(f"{self.url} did not accept {which}: {said}")
         if 300 <= status < 400:
-            place = urlsplit(_hide(urljoin(self.url, headers.get("Location", "")), key))
+            place = _hide(_address(self.url, headers.get("Location", "")), key)
             raise VerifierError(
-                f"{self.url} redirects to {place.scheme}://{place.hostname}{place.path}, which is not followed, as it "
-                "would get the key; if you trust it, give that address"
+                f"{self.url} redirects to {place}, which is not followed, as it would get the key; if you trust it, "
+                "give that address"
             )
         if status != 200:
             raise VerifierError(f"{self.url} answered {said}; check the URL and the model's name ({self.model})")
@@ -240,6 +245,12 @@ class Endpoint:
         if not name:
             return ""
         key = os.environ.get(name, "").strip()
+        if not key and not VARIABLE.fullmatch(name):
+            raise VerifierError(
+                "key_variable of VLM Endpoint is not the name of an environment variable that is set. What it says is "
+                "not repeated here, as it may be a key: if it is, take it out of the workflow, put it into a variable "
+                "such as OPENAI_API_KEY before ComfyUI starts, and write the name of that"
+            )
         if not key:
             raise VerifierError(
                 f"the environment variable {name} is not set, and VLM Endpoint was told to read the key there; set it "
@@ -247,9 +258,12 @@ class Endpoint:
             )
         if not (key.isascii() and key.isprintable()):
             raise VerifierError(f"the key in the environment variable {name} has characters that no key has")
-        host = urlsplit(self.url).hostname
-        allowed = {KEY_HOSTS.get(name), *os.environ.get(f"{name}_HOST", "").replace(",", " ").split()}
-        if host not in allowed:
+        scheme, host = urlsplit(self.url).scheme, urlsplit(self.url).hostname
+        named = os.environ.get(f"{name}_HOST", "").lower().replace(",", " ").split()
+        if host == KEY_HOSTS.get(name) and host not in named:
+            if scheme != "https":
+                raise VerifierError(f"the key in {name} is not sent unencrypted: write https:// for {host}")
+        elif host not in named:
             raise VerifierError(
                 f"the key in {name} is not sent to {host}, so that a workflow from somebody else cannot send your keys "
                 f"anywhere; if you want it, set the environment variable {name}_HOST to {host}"
@@ -265,7 +279,9 @@ def chat_url(url: str) -> str:
         parts.port  # noqa: B018 - raises on nonsense
     except ValueError as error:
         raise VerifierError(f"the URL of VLM Endpoint cannot be read ({error})") from None
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+    if not url.isprintable() or " " in url:
+        raise VerifierError(f"the URL of VLM Endpoint has spaces or invisible characters in it: {url!r}")
+    if parts.username is not None or parts.password is not None or "?" in url or "#" in url:
         raise VerifierError(
             "the URL of VLM Endpoint has a user name, a password or a part after '?' or '#'; it is saved in the "
             "workflow, so it must hold no secrets: give the bare URL, and the key by its environment variable"
@@ -299,13 +315,20 @@ def in_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs a coroutine to its end on a loop of its own: ComfyUI calls nodes in a thread that has one running."""
     result: Future[T] = Future()
 
-    def run() -> None:
-        try:
-            result.set_result(asyncio.run(work()))
+    async def run() -> None:
+        try:  # the result is there before the loop ends, which waits for look-ups of hosts that were given up
+            result.set_result(await work())
         except BaseException as error:  # noqa: B036 - handed on to the thread that waits
             result.set_exception(error)
 
-    threading.Thread(target=run, name="noise-search-endpoint", daemon=True).start()
+    def start() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # noqa: B036 - no loop could be made
+            if not result.done():
+                result.set_exception(error)
+
+    threading.Thread(target=start, name="noise-search-endpoint", daemon=True).start()
     return result.result()
 
 
@@ -338,7 +361,7 @@ def _text(choice: dict[str, Any]) -> str:
     message = choice["message"]
     content = message["content"] or message.get("refusal") or ""
     if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return str(content)
 
 
@@ -359,10 +382,24 @@ def _retry_after(value: str | None) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
 def _hide(text: str, key: str) -> str:
     return text.replace(key, "***") if key else text
+
+
+def _line(text: str) -> str:
+    """A server's words as the start of one line, without what could move the cursor of a terminal."""
+    return "".join(filter(str.isprintable, " ".join(text[:1000].split())))[:300]
+
+
+def _address(url: str, location: str) -> str:
+    """Where a redirect leads, without the parts that may hold secrets."""
+    try:
+        place = urlsplit(urljoin(url, location))
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{place.scheme}://{place.hostname}{place.path}"

@@ -134,14 +134,19 @@ def log_odds(tokens: Sequence[tuple[str, float]]) -> float:
     """log P(yes) - log P(no) from what an answer may begin with: (text, natural log-probability), each token once.
 
     Upper and lower case and spaces around a word make no difference. Where one of the words is not among the tokens,
-    the rest that it can have at most stands for its probability. Raises VerifierError where neither is there.
+    the rest that it can have at most stands for its probability. Raises VerifierError where neither is there, or what
+    is there is no number.
     """
-    tokens = [(text, max(logprob, LEAST_LOGPROB)) for text, logprob in tokens]
+    if any(math.isnan(logprob) for _, logprob in tokens):
+        raise VerifierError(
+            "the model's probabilities are not numbers (NaN), as where fp16 overflows: choose another precision"
+        )
+    tokens = [(text, min(max(logprob, LEAST_LOGPROB), 0.0)) for text, logprob in tokens]
     yes, no = (
         math.fsum(math.exp(logprob) for text, logprob in tokens if text.strip().lower() == word)
         for word in ("yes", "no")
     )
-    if not yes + no >= LEAST_MASS:  # not a number is as little as nothing
+    if yes + no < LEAST_MASS:
         likely = sorted(tokens, key=lambda token: -token[1])[:5]
         shown = ", ".join(f"{text!r} ({math.exp(logprob):.2g})" for text, logprob in likely) or "nothing"
         raise VerifierError(
