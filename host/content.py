@@ -345,6 +345,8 @@ class Content:
         names = value.__code__.co_freevars
         self._many("closure", list(zip(names, closure, strict=True)), where)
         self._many("defaults", [("defaults", value.__defaults__), ("keywords", value.__kwdefaults__)], where)
+        named = {name: value.__globals__.get(name) for name in _names(value.__code__)}
+        self._mapping({name: item for name, item in named.items() if _is_setting(name, item)}, f"{where}.globals")
 
     def _code(self, code: types.CodeType, where: str) -> None:
         self._bytes("code", code.co_code, where)
@@ -359,6 +361,8 @@ class Content:
         self._defined(type(value))
         attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
         for kind in type(value).__mro__:
+            shared = {name: item for name, item in vars(kind).items() if _is_setting(name, item)}
+            attributes = shared | attributes
             names = kind.__dict__.get("__slots__", ())
             for name in (names,) if isinstance(names, str) else names:
                 if name not in ("__dict__", "__weakref__") and hasattr(value, name):
@@ -419,6 +423,17 @@ def _plain(name: str, value: Any) -> bool:
         and name not in ("training", "device", "dump_patches", "call_super_init")
         and (value is None or isinstance(value, (bool, int, float, str)))
     )
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Of what belongs to a module or a class: whether it may be something that a node set."""
+    return not name.startswith("__") and isinstance(value, (bool, int, float, str, torch.Tensor))
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that a function uses, and those inside it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _cell(cell: types.CellType) -> Any:

@@ -154,6 +154,31 @@ def test_every_change_makes_another_key():
     assert len(set(keys.values())) == len(keys)
 
 
+class Shared:
+    factor = 0.9
+
+    def __call__(self, values):
+        return self.factor * values["denoised"]
+
+
+def shared(values):
+    return FACTOR * values["denoised"]
+
+
+FACTOR = 0.9
+
+
+@pytest.mark.parametrize(
+    ("function", "owner", "name"), [(shared, sys.modules[__name__], "FACTOR"), (Shared(), Shared, "factor")]
+)
+def test_what_a_function_reads_of_its_module_or_class_makes_another_key(monkeypatch, function, owner, name):
+    model = base().model.clone()
+    model.set_model_sampler_post_cfg_function(function)
+    before = key(sampling_of(dataclasses.replace(base(), model=model)))
+    monkeypatch.setattr(owner, name, 0.5)
+    assert key(sampling_of(dataclasses.replace(base(), model=model))) != before
+
+
 def ksampler(sampler=SAMPLER, scheduler=SCHEDULER, steps=STEPS):
     from noise_search.host.sampling import Sampling
 
