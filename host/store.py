@@ -35,6 +35,7 @@ FILE, SETTINGS = "evaluations.sqlite3", "settings.json"
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x4E6F6953  # "NoiS"
 BUSY_SECONDS = 5.0
+IMPATIENT_MS = 100  # once somebody kept the file locked for longer than that
 PRUNE_EVERY = 64  # candidates
 SMALLEST_MB, LARGEST_MB = 16, 1_000_000
 MANY = 500  # searches listed
@@ -194,7 +195,7 @@ class Store:
         text = str(error)
         if type(error) is sqlite3.DatabaseError or "no such " in text:
             return f"{self.file} is broken ({text}) and was renamed to {self._put_aside()}"
-        if "locked" in text or "busy" in text:
+        if _is_locked(error):
             return f"{self.file} is locked by another program ({text})"
         return f"{self.file} cannot be used ({text})"
 
@@ -219,7 +220,8 @@ class Store:
 
 
 class StoredMemory:
-    """What the store knows of one search, and where its candidates go. problem: why it no longer does either, or ""."""
+    """What the store knows of one search, and where its candidates go. problem: why it no longer does either, or not
+    always, or ""."""
 
     def __init__(self, store: Store, key: str, prompt: str, algorithm: str):
         self.store, self.key, self.prompt, self.algorithm = store, key, prompt, algorithm
@@ -361,15 +363,21 @@ class StoredMemory:
         return count
 
     def _try(self, work: Callable[[], T], otherwise: T) -> T:
-        """Some work with the file. At the first failure the search goes on without it."""
-        if self.problem:
+        """Some work with the file. At the first failure the search goes on without it; but a lock will be over."""
+        if self.problem and self.connection is None:
             return otherwise
         try:
             return work()
         except (sqlite3.Error, OSError) as error:
-            self._drop_connection()  # before the file is renamed
-            self.problem = f"Candidates are no longer remembered: {self.store.explain(error)}."
-            log_to_console.warning("Noise Search: %s", self.problem)
+            before, what = self.problem, "Some candidates are not remembered"
+            if self.connection is not None and _is_locked(error):
+                self.connection.execute(f"PRAGMA busy_timeout = {IMPATIENT_MS}")  # or each would wait as long
+            else:
+                self._drop_connection()  # before the file is renamed
+                what = "Candidates are no longer remembered"
+            self.problem = f"{what}: {self.store.explain(error)}."
+            if self.problem != before:
+                log_to_console.warning("Noise Search: %s", self.problem)
             return otherwise
 
     def _drop_connection(self) -> None:
@@ -408,6 +416,10 @@ def _checked(settings: Settings) -> Settings:
             f"limit_mb must be a whole number from {SMALLEST_MB} to {LARGEST_MB}, not {settings.limit_mb!r:.80}"
         )
     return settings
+
+
+def _is_locked(error: Exception) -> bool:
+    return any(word in str(error) for word in ("locked", "busy"))
 
 
 def _create(connection: sqlite3.Connection) -> None:

@@ -246,6 +246,20 @@ def test_a_locked_file_is_reported_and_stays(store, find, monkeypatch):
     assert len(find(store)[0].log.recalled) == CANDIDATES
 
 
+def test_after_a_lock_it_goes_on_remembering(store, monkeypatch):
+    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
+    with store.memory("key") as memory:
+        memory.keep_candidate("before", rendered((Recipe(1),)))
+        other = sqlite3.connect(store.file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        memory.keep_candidate("meanwhile", rendered((Recipe(2),)))
+        other.close()
+        memory.keep_candidate("after", rendered((Recipe(3),)))
+        assert "locked" in memory.problem
+    with store.memory("key") as memory:
+        assert [memory.candidate(work) is not None for work in ("before", "meanwhile", "after")] == [True, False, True]
+
+
 def test_a_full_disk_is_reported_and_the_search_ends_with_its_image(store, find, monkeypatch):
     connect = Store.connect
 
