@@ -145,7 +145,6 @@ class VQAScore(io.ComfyNode):
                 io.String.Input(
                     "question",
                     default=QUESTION,
-                    multiline=True,
                     optional=True,
                     advanced=True,
                     tooltip="What the model is asked, with {prompt} for the prompt; it must be a yes-or-no question. "
