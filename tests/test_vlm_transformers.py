@@ -251,6 +251,14 @@ def test_code_in_the_folder_is_not_run(folder, tmp_path):
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("value", ["evil/kernel", {"": "evil/kernel", "text_config": "evil/kernel"}])
+def test_a_kernel_that_the_folder_names_is_not_fetched(folder, name, value):
+    tiny_vlms.break_config(folder, **{name: value})
+    config = FolderVLM.load(folder).model.config
+    assert "evil" not in f"{config._attn_implementation} {config.get_text_config()._attn_implementation}"
+
+
 def test_a_quantised_model_is_refused(folder):
     tiny_vlms.break_config(folder, quantization_config={"quant_method": "awq", "bits": 4})
     with pytest.raises(VerifierError, match="is quantised"):

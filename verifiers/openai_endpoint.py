@@ -186,7 +186,7 @@ class Endpoint:
                 status, reply_headers = response.status, response.headers
                 body = await _read(response)
         except (asyncio.TimeoutError, TimeoutError):
-            raise _Temporary(f"no answer in {self.timeout:g} seconds") from None
+            raise _Temporary(f"no answer in {self.timeout:g} seconds (raise timeout if it is just slow)") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _Temporary(_hide(f"{type(error).__name__}: {error}", key)) from None
         return self._reply(status, reply_headers, body, key)

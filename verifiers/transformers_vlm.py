@@ -150,6 +150,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(str(folder), **local)
         if getattr(config, "quantization_config", None) is not None:
             raise VerifierError(f"{folder} is quantised, which ComfyUI's memory management cannot move. {FILES}")
+        config._attn_implementation = None  # a folder can name a kernel there, which would be fetched and run
         processor = transformers.AutoProcessor.from_pretrained(str(folder), **local)
         model, info = transformers.AutoModelForImageTextToText.from_pretrained(
             str(folder), config=config, use_safetensors=True, output_loading_info=True, **precision, **local
