@@ -232,7 +232,8 @@ def test_what_a_stranger_wrote_into_the_workflow_does_no_more_than_a_search(find
     strange(entry_of(workflow))
     again = find(workflow)
     assert again.log.algorithm == "random search"
-    assert again.evaluated <= (CANDIDATES + 2) * STEPS
+    tried = strange in (other_recipe, many_scores)  # of the others nothing is even sampled
+    assert again.evaluated == (CANDIDATES + tried) * STEPS
     assert torch.equal(again.image, first.image)
     assert all(len(warning) < 1000 for warning in again.log.warnings)
 
