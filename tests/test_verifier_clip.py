@@ -340,6 +340,13 @@ def test_prompts_are_read_once(tiny, monkeypatch):
     assert len(verifier._prompts) == MAX_PROMPTS
 
 
+def test_of_remembered_prompts_the_one_used_longest_ago_goes(tiny):
+    verifier = CLIPScore.load(tiny)
+    for prompt in ["first", "second", *map(str, range(MAX_PROMPTS - 2)), "first", "new"]:
+        verifier.prompt_features(prompt)
+    assert "first" in verifier._prompts and "second" not in verifier._prompts
+
+
 def test_identity_is_of_content_and_settings(tiny, tmp_path):
     identity = CLIPScore.load(tiny).identity()
     assert identity.startswith("clip_score:") and identity == CLIPScore.load(tiny, "another label").identity()

@@ -232,6 +232,11 @@ def test_nothing_but_yes_leaves_no_the_rest(serve):
     assert float(ask_yes_no(serve(lambda request: tokens(No=0.0, Never=-9999.0)))) == pytest.approx(-100)
 
 
+def test_no_cannot_have_more_than_the_others_leave(serve):
+    server = serve(lambda request: tokens(Yes=math.log(0.7), Maybe=math.log(0.2)))
+    assert float(ask_yes_no(server)) == pytest.approx(math.log(0.7 / 0.1), abs=1e-5)
+
+
 def test_a_probability_above_one_counts_as_one(serve):
     server = serve(lambda request: tokens(Yes=1000.0, No=-2.0))
     assert float(ask_yes_no(server)) == 2.0

@@ -176,6 +176,19 @@ def test_a_random_model_grades_nothing_and_says_so(vlm, images, monkeypatch):
         VLMGrader(vlm).score(images[:1], PROMPTS[:1])
 
 
+def test_cancel_ends_a_question_before_the_model_sees_it(saved, images, monkeypatch):
+    class Cancelled(Exception):
+        pass
+
+    def check():
+        raise Cancelled
+
+    vlm = FolderVLM.load(saved[0], check=check)
+    monkeypatch.setattr(vlm.model, "forward", lambda *args, **kwargs: pytest.fail("the model was asked"))
+    with pytest.raises(Cancelled):
+        vlm.first_tokens([Ask(images[0], "?")])
+
+
 def test_cancel_ends_an_answer_before_its_next_token(saved, images):
     class Cancelled(Exception):
         pass
