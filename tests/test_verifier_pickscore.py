@@ -70,6 +70,20 @@ def test_it_is_the_scaled_cosine_that_its_authors_publish(folder, pictures):
     assert (values - expected).abs().max() <= RELATIVE * 100
 
 
+@pytest.mark.parametrize(("kind", "name"), [(PickScore, "."), (PickScore, "model.safetensors"), (CLIPScore, ".")])
+def test_the_centre_is_the_one_that_transformers_cuts_out(folder, tiny_architecture, tmp_path, kind, name):
+    import transformers
+
+    picture = tiny_clips.images(1, 35, 32)[0]  # half a pixel off: torchvision cuts one row below
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    expected = processor(pil(picture), return_tensors="pt").pixel_values
+    path = folder if name == "." else tmp_path / name
+    if path != folder:
+        path.write_bytes((folder / name).read_bytes())
+    verifier = kind.load(path, architecture="" if path == folder else tiny_architecture)
+    assert torch.allclose(verifier.preprocess(picture), expected, atol=1e-5)
+
+
 def test_the_factor_is_the_exponential_of_the_logit_scale(folder, pictures):
     cosines = CLIPScore.load(folder).score(pictures, PROMPTS) / 100
     values = PickScore.load(folder).score(pictures, PROMPTS)

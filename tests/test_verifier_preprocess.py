@@ -87,6 +87,23 @@ def test_the_layout_in_memory_makes_no_difference(eight_bit):
     assert preprocess(image).is_contiguous()
 
 
+@pytest.mark.parametrize("crop_down", [True, False])
+@pytest.mark.parametrize("extra", range(8))
+def test_the_centre_is_cut_as_transformers_or_torchvision_cut_it(extra, crop_down):
+    """Half a pixel is left over where the extra is odd; 3 and 7 are cut in two places."""
+    image = torch.randint(0, 256, (32 + extra, 32, 3), generator=torch.Generator().manual_seed(0)) / 255
+    cut = F.center_crop(image.movedim(-1, 0), [32, 32])
+    if crop_down:
+        import transformers
+
+        processor = transformers.CLIPImageProcessor(
+            crop_size={"height": 32, "width": 32}, do_resize=False, do_rescale=False, do_normalize=False
+        )
+        cut = processor(image.movedim(-1, 0), input_data_format="channels_first", return_tensors="pt").pixel_values[0]
+    plain = Preprocess((32, 32), mean=(0.0,) * 3, std=(1.0,) * 3, crop_down=crop_down)
+    assert (plain(image)[0] - cut).abs().max() <= EXACT
+
+
 def test_an_image_of_the_right_size_is_only_normalised():
     image = tiny_clips.images(1, 224, 224)[0]
     assert torch.allclose(Preprocess()(image)[0], open_clip_pixels(Preprocess(), image), atol=1e-6)

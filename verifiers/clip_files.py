@@ -323,7 +323,7 @@ def _transformers_preprocess(folder: Path, config: Any) -> Preprocess:
     if config.model_type == "siglip":
         preprocess = Preprocess(size=square, resize_mode="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     else:
-        preprocess = Preprocess(size=square)
+        preprocess = Preprocess(size=square, crop_down=True)
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             found = _read_json(folder / name)

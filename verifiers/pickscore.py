@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,8 +25,8 @@ class PickScore(CLIPScore):
     over the images, which a verifier must not take (a value would depend on the rest of the batch). Some ports leave
     out the factor, about 100. Usually 18 to 24; compare only values of one prompt. Reads 77 tokens.
 
-    The image is resized to 224 pixels on its shorter side and its centre cut out. Cosine and factor are float32 and
-    float64 whatever the towers' dtype.
+    The image is resized to 224 pixels on its shorter side and its centre cut out, as transformers cuts it. Cosine and
+    factor are float32 and float64 whatever the towers' dtype.
     """
 
     name = "pickscore"
@@ -41,6 +42,7 @@ class PickScore(CLIPScore):
     ):
         super().__init__(encoder, label, dtype, usual_range)
         self.factor = encoder.scale
+        self.preprocess = replace(encoder.preprocess, crop_down=True)
 
     @classmethod
     def open(cls, path: str | Path, architecture: str = "") -> DualEncoder:

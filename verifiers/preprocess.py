@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ class Preprocess:
     centre crop), "longest" (the longest edge fits, the rest filled with black before normalising), "squash" (both
     edges, aspect ratio lost). interpolation: "bicubic" or "bilinear", antialiased. eight_bit: the image is rounded to 8
     bits and resized by PIL, or else resized as torchvision resizes a float tensor: both ways at once, and values that
-    bicubic takes outside of 0..1 stay.
+    bicubic takes outside of 0..1 stay. crop_down: where the centre is half a pixel off, it is the upper left one, as in
+    transformers, or else the even one, as in torchvision.
 
     The pixels before normalising are those of the PIL pipeline, bit for bit. PIL is told to go across first and then
     down: Pillow 13 goes down first where the height shrinks much more than the width; Pillow up to 12 never did. It is
@@ -40,6 +42,7 @@ class Preprocess:
     std: tuple[float, ...] = CLIP_STD
     edge: int | None = None
     eight_bit: bool = True
+    crop_down: bool = False
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """image: float [H, W, 3] in 0..1. Returns float32 [1, 3, height, width], normalised."""
@@ -84,8 +87,8 @@ class Preprocess:
         below, right = max(0, rows - pixels.shape[2]), max(0, columns - pixels.shape[3])
         if below or right:
             pixels = pad(pixels, (right // 2, right - right // 2, below // 2, below - below // 2))
-        top = round((pixels.shape[2] - rows) / 2)
-        left = round((pixels.shape[3] - columns) / 2)
+        whole = math.floor if self.crop_down else round
+        top, left = whole((pixels.shape[2] - rows) / 2), whole((pixels.shape[3] - columns) / 2)
         return pixels[:, :, top : top + rows, left : left + columns]
 
 
