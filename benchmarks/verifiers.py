@@ -490,6 +490,8 @@ Made by `benchmarks/verifiers.py` (torch {torch}, transformers {transformers}, o
 
 {parity}
 
+What the authors' own packages give on the same weights is in [verifiers-authors.md](verifiers-authors.md).
+
 ## Half precision
 
 {about_precision}
