@@ -265,6 +265,7 @@ class Trials:
         killed = kill_after(self._start(home), moment * self.seconds)
         before = events(home)
         if not killed or any(event["event"] == "end" for event in before):
+            self.seconds *= 0.9  # the machine has become faster
             return None
         self._run(home)
         return judge(self.name, moment, before, events(home)[len(before) :], self.whole, is_sound(home))
