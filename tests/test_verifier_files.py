@@ -256,6 +256,13 @@ def test_code_in_a_model_folder_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_kernel_that_a_folder_names_is_not_fetched(tmp_path):
+    tiny_clips.save_hf_clip_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "evil/kernel"}))
+    assert CLIPScore.load(tmp_path).module.config._attn_implementation != "evil/kernel"
+
+
 def test_missing_package():
     with pytest.raises(
         VerifierError, match="scoring needs the Python package no-such-thing.*pip install no-such-thing"

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,9 +226,18 @@ def test_the_grader_reads_what_a_clip_writes():
     values = load_vlm_grader(ClipVLM(clip), samples=2).score(shade(0.2), "a (red:1.3) circle")
     assert values.tolist() == [[8.5] * 6]
     text, options = clip.asked[-1]
-    assert "a (red:1.3) circle" in text and options["skip_template"] is False
+    assert "a (red:1.3) circle" in text and options["skip_template"] is False and options["thinking"] is False
     assert torch.equal(options["image"], torch.full((1, 28, 28, 3), 51 / 255))
     assert clip.options["do_sample"] is True and clip.options["seed"] == 1 and clip.options["top_k"] == 0
+
+
+def test_what_is_patched_onto_a_clip_is_in_the_identity():
+    def identity(patches, uuid):
+        clip = FakeClip()
+        clip.patcher = SimpleNamespace(patches=patches, patches_uuid=uuid)
+        return ClipVLM(clip).identity()
+
+    assert identity({}, "a") == identity({}, "b") != identity({"w": 1}, "a") != identity({"w": 1}, "b")
 
 
 TINY_LAYERS = {

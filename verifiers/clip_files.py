@@ -272,7 +272,9 @@ def _transformers_config(folder: Path) -> Any:
             "model (image and text tower together)"
         )
     try:
-        return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config._attn_implementation = None  # a folder can name a kernel there, which would be fetched and run
+        return config
     except Exception as error:
         raise VerifierError(f"transformers cannot read {path}: {error}") from error
 

@@ -165,7 +165,7 @@ class Endpoint:
                 reason, failed = str(error), failed + 1
                 if error.wait > LONGEST_WAIT:
                     raise VerifierError(f"{self.url} asks to wait {error.wait:.0f} seconds: {reason}") from None
-                wait = max(error.wait, min(2.0**failed, 30.0) * random.uniform(0.5, 1.0))
+                wait = max(error.wait, 2.0**failed * random.uniform(0.5, 1.0))
             if failed < self.tries:
                 logger.info("%s: %s; trying again in %.1f seconds", self.url, reason, wait)
                 await self.sleep(wait)
