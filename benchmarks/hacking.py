@@ -191,10 +191,10 @@ def main() -> int:
         raise SystemExit("nothing measured yet")
     text = report(rows)
     print(text)
-    head = __doc__.split("\n\n")
-    PAGE.write_text(
-        f"# Verifier hacking\n\n{' '.join(head[2].split())}\n\nMade by `benchmarks/hacking.py`.\n\n{text}\n"
-    )
+    if options.page:
+        head = __doc__.split("\n\n")
+        about = " ".join(head[2].split())
+        PAGE.write_text(f"# Verifier hacking\n\n{about}\n\nMade by `benchmarks/hacking.py`.\n\n{text}\n")
     return 0
 
 

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import inspect
 import os
+import random
 import re
 import sys
 import types
@@ -20,6 +21,7 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -60,6 +62,7 @@ PASSING: dict[type, frozenset[str]] = {
     comfy.controlnet.ControlBase: frozenset(
         {
             "cond_hint",
+            "control_input",
             "extra_concat",
             "timestep_range",
             "model_sampling_current",
@@ -69,6 +72,7 @@ PASSING: dict[type, frozenset[str]] = {
             "control_model",  # its weights are read through its patcher
         }
     ),
+    comfy.controlnet.ControlLora: frozenset({"manual_cast_dtype"}),  # of the model that it last ran with
     comfy.hooks.Hook: frozenset({"need_weight_init", "hook_id"}),
     comfy.hooks.HookKeyframeGroup: frozenset({"_curr_t", "curr_t"}),
     comfy.hooks.HookKeyframe: frozenset({"start_t"}),
@@ -90,8 +94,10 @@ def search_key(
     Unreadable, which says what cannot be read.
     """
     content = Content()
+    content.know(sampling.model.model)
     parts = {
         "format": FORMAT,
+        "host": host_source(),
         "versions": dict(versions),
         "machine": machine(),
         "files": list(files),
@@ -119,12 +125,28 @@ def identity(verifier: Any) -> str:
     return own()
 
 
+@functools.cache
+def host_source() -> str:
+    """A hash of ComfyUI's own modules: between its releases they change under the same version."""
+    digest = hashlib.blake2b(digest_size=16)
+    root = Path(comfy.samplers.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def machine() -> dict[str, str]:
     """What else decides the last bits: the device, and ComfyUI's options about precision and attention."""
     device = mm.get_torch_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    flags = {flag: str(value) for flag, value in vars(args).items() if any(part in flag for part in NUMERIC_FLAGS)}
+    flags = {flag: _written(value) for flag, value in vars(args).items() if any(part in flag for part in NUMERIC_FLAGS)}
     return {"device": name, **flags}
+
+
+def _written(value: Any) -> str:
+    """The same text in every process: sets have no order."""
+    return str(sorted(map(str, value))) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def files_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> list[tuple[str, int, int]]:
@@ -178,6 +200,13 @@ class Content:
     def digest(self) -> str:
         return self.hash.hexdigest()
 
+    def know(self, network: torch.nn.Module) -> None:
+        """Takes the parts of a network as known: its patcher reads the weights, and what loading sets is no content."""
+        self._again(network)
+        inner = getattr(network, "diffusion_model", None)
+        for module in getattr(inner, "_orig_mod", inner).modules() if inner is not None else ():
+            self._again(module)
+
     def add(self, value: Any, where: str) -> None:
         """Reads one value. Raises Unreadable."""
         self.depth += 1
@@ -189,12 +218,15 @@ class Content:
             self.depth -= 1
 
     def _add(self, value: Any, where: str) -> None:
+        value = getattr(value, "_orig_mod", value) if isinstance(value, torch.nn.Module) else value
         if value is None or isinstance(value, (bool, int, float, complex, str, enum.Enum, PurePath)):
             self._text(type(value).__name__, str(value) if isinstance(value, PurePath) else repr(value))
         elif isinstance(value, (torch.dtype, torch.device, torch.Size, range, slice, re.Pattern, types.GenericAlias)):
             self._text(type(value).__name__, repr(value))
         elif isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             self._text("operator", str(value))
+        elif isinstance(value, random.Random):
+            raise Unreadable(f"{where} is a {type(value).__qualname__}, which gives other numbers each time")
         elif isinstance(value, weakref.ReferenceType):
             self.add(value(), where)
         elif isinstance(value, uuid.UUID):
@@ -326,6 +358,7 @@ class Content:
             "callbacks": value.callbacks,
             "wrappers": value.wrappers,
             "injections": value.injections,
+            "network": self._hung_on(getattr(model, "diffusion_model", None), where),
             "weights": value.weight_wrapper_patches if hasattr(value, "weight_wrapper_patches") else {},
         }
         # Without what nodes replace as a whole while the model is loaded: that is among the objects.
@@ -333,6 +366,19 @@ class Content:
         original = lambda: ((key, found[0][0]) for key, found in keys() if not key.startswith("model_sampling."))  # noqa: E731
         self._text("weights", _weights(model, original, where))
         self._mapping(parts, where)
+
+    def _hung_on(self, network: Any, where: str) -> dict[str, str]:
+        """What packs set on the network itself, such as LoRAs of their own kind, by its hash."""
+        if not isinstance(network, torch.nn.Module):
+            return {}
+        network = getattr(network, "_orig_mod", network)
+        hashes = {}
+        for name, item in vars(network).items():
+            hooks = name in ("_forward_hooks", "_forward_pre_hooks")
+            if (hooks and item) or not (name.startswith(("_", "comfy")) or name in ("training", "device")):
+                with suppress(Unreadable):  # then the check of the winner has to do
+                    hashes[name] = self._apart(item, f"{where}.{name}")
+        return hashes
 
     def _defined(self, value: type | types.FunctionType) -> None:
         """A class or function by its name and the text of the file that defines it."""

@@ -66,6 +66,15 @@ class Graph:
         searches = (self.extra_pnginfo or {}).get(METADATA_KEY)
         return searches if isinstance(searches, dict) else {}
 
+    def uses(self, output: str) -> bool:
+        """Whether a node takes this output of the node; also where that cannot be told."""
+        prompt = self.prompt or {}
+        names = host_output_names(prompt.get(str(self.node_id), {}).get("class_type", ""))
+        if output not in names:
+            return True
+        link = [self.node_id, names.index(output)]
+        return any(link == one for node in prompt.values() for one in node.get("inputs", {}).values())
+
     def winners(self) -> Winners | None:
         """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed."""
         return travel.find((self.extra_pnginfo or {}).get("workflow"), self.prompt, self.node_id, len(self.runs))
@@ -154,7 +163,8 @@ def search(
         if store is not None:
             job.memory = stack.enter_context(job.remembered_in(store, algorithm))
         winners = None if isinstance(algorithm, ReplayRecipe) else graph.winners()
-        pool = (job.remake(winners, candidates) if winners else None) or job.run(algorithm, budget)
+        remade = job.remake(winners, candidates) if winners else None
+        pool = remade or job.run(algorithm, budget)
     log = pool.log
     if log.early:
         ended_early(graph.node_id)
@@ -165,6 +175,8 @@ def search(
         log_to_console.warning("Noise Search: %s", warning)
     job.progress.end(pool)
     result = collect(pool, sampling)
+    if remade and winners:  # not all of them need be made again
+        result = replace(result, top_recipes=winners.recipes)
     write_metadata(result, prompt, graph)
     return result
 
@@ -217,17 +229,20 @@ class _Job:
             except StaleMemory as stale:
                 assert memory is not None
                 count = memory.set_aside()
-                if not count:
-                    memory = None  # the same run gave other scores a moment ago
-                self.notes.append(
-                    f"What was remembered of this search no longer fits ({stale}): something changed that does not "
-                    f"show in the inputs. {count} candidates were set aside and the search made anew."
-                )
+                text = f"What was remembered of this search no longer fits ({stale}): "
+                if count:
+                    text += "something changed that does not show in the inputs. "
+                    text += f"{count} candidates were set aside and the search made anew."
+                else:
+                    memory = None
+                    text += "the scores are other ones each time, so nothing was taken from memory."
+                self.notes.append(text)
 
     def remake(self, winners: Winners, candidates: int) -> Pool | None:
         """What a saved picture found, at the cost of its winners; None where they are no longer what they were.
         candidates: of the search that found them, which bounds what its recipes can be."""
-        recipes, *others = ranks = winners.recipes[: self.top_k]
+        wanted = self.top_k if self.graph.uses("top_images") else 1
+        recipes, *others = ranks = winners.recipes[:wanted]
         try:
             if not all(self._can_come_from(candidates, recipe) for rank in ranks for recipe in rank):
                 raise ValueError("no search of this workflow finds such a recipe")
@@ -274,6 +289,7 @@ class _Job:
             settings={**settings, **algorithm.settings()},
             host=host_info(),
             usual_ranges=usual_ranges(self.verifier),
+            noisy=noisy_members(self.verifier),
         )
         pool = Pool(log, keep=self.top_k)
         on_candidate = self.progress.candidate
@@ -287,6 +303,13 @@ class _Job:
         log.extra_nfe += engine.batches.extra_nfe + (remembering.extra_nfe if remembering else 0)
         log.extra_seconds += engine.batches.extra_seconds
         return pool
+
+
+def noisy_members(verifier: Any) -> tuple[int, ...]:
+    """The members that need not give the same value twice, by column."""
+    judges = [judge.verifier for judge in getattr(verifier, "judges", ())] or [verifier]
+    repeatable = [getattr(judge, "repeatable", True) for judge in judges for _ in judge.members]
+    return tuple(column for column, one in enumerate(repeatable) if not one)
 
 
 def usual_ranges(verifier: Any) -> tuple[tuple[float, float] | None, ...]:

@@ -37,6 +37,7 @@ APPLICATION_ID = 0x4E6F6953  # "NoiS"
 BUSY_SECONDS = 5.0
 IMPATIENT_MS = 100  # once somebody kept the file locked for longer than that
 PRUNE_EVERY = 64  # candidates
+SLICE, SLICE_PAGES = 200, 2000  # entries and pages that are deleted at once
 SMALLEST_MB, LARGEST_MB = 16, 1_000_000
 MANY = 500  # searches listed
 
@@ -45,7 +46,7 @@ PRAGMA auto_vacuum = INCREMENTAL;
 PRAGMA journal_mode = WAL;
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS searches (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: a list in some window may be old
     key TEXT NOT NULL UNIQUE,
     prompt TEXT NOT NULL,
     algorithm TEXT NOT NULL,
@@ -92,6 +93,7 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self.file = folder / FILE
+        self.opened = 0  # the inode of the file that was opened last
 
     def settings(self) -> Settings:
         """The user's settings; the usual ones where there are none that can be read."""
@@ -117,8 +119,11 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(f".{uuid.uuid4().hex}")
-            draft.write_text(json.dumps(asdict(settings)), "utf-8")
-            os.replace(draft, path)
+            try:
+                draft.write_text(json.dumps(asdict(settings)), "utf-8")
+                os.replace(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"the settings cannot be written to {path}: {error}") from error
         if self.file.exists():
@@ -151,7 +156,8 @@ class Store:
             return 0
         with self._open() as connection:
             known = [row[0] for row in connection.execute("SELECT id FROM searches")]
-            doomed = [search for search in known if ids is None or search in set(ids)]
+            wanted = None if ids is None else set(ids)
+            doomed = [search for search in known if wanted is None or search in wanted]
             _delete(connection, doomed)
         return len(doomed)
 
@@ -177,13 +183,15 @@ class Store:
         """Raises sqlite3.Error or OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None)
+        self.opened = _inode(self.file)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 _create(connection)
             elif version != SCHEMA_VERSION:
-                raise sqlite3.DatabaseError(f"it has format {version}, not {SCHEMA_VERSION}")
+                raise sqlite3.OperationalError(f"its format is {version}, of a newer Noise Search")
             connection.execute("PRAGMA synchronous = FULL")
+            self.opened = _inode(self.file)
         except BaseException:
             connection.close()
             raise
@@ -194,22 +202,23 @@ class Store:
         is locked belongs to somebody, so it stays."""
         text = str(error)
         if type(error) is sqlite3.DatabaseError or "no such " in text:
-            return f"{self.file} is broken ({text}) and was renamed to {self._put_aside()}"
+            return f"{self.file} is broken ({text}) and {self._put_aside()}"
         if _is_locked(error):
             return f"{self.file} is locked by another program ({text})"
         return f"{self.file} cannot be used ({text})"
 
     def _put_aside(self) -> str:
-        """Renames the file and what SQLite has beside it."""
+        """Renames the file and what SQLite has beside it, unless another server has done so and begun a new one."""
+        if _inode(self.file) != self.opened:
+            return "another program has renamed it already"
         name = f"{self.file.stem}.broken-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}{self.file.suffix}"
         try:
-            os.replace(self.file, self.folder / name)
-            for suffix in ("-wal", "-shm"):
+            for suffix in ("-wal", "-shm", ""):  # a new file must never find an old log beside it
                 with suppress(FileNotFoundError):
                     os.replace(f"{self.file}{suffix}", self.folder / f"{name}{suffix}")
         except OSError as error:
-            return f"nothing, as that failed ({error})"
-        return name
+            return f"could not be renamed ({error})"
+        return f"was renamed to {name}"
 
     def _bytes(self) -> int:
         total = 0
@@ -224,15 +233,20 @@ class StoredMemory:
     always, or ""."""
 
     def __init__(self, store: Store, key: str, prompt: str, algorithm: str):
-        self.store, self.key, self.prompt, self.algorithm = store, key, prompt, algorithm
+        self.store, self.key, self.algorithm = store, key, algorithm
+        self.prompt = prompt.encode("utf-8", "replace").decode()  # SQLite takes no lone surrogates
         self.session = uuid.uuid4().hex
         self.problem = ""
         self.written = 0
+        self.unwritten: list[tuple] = []
         self.limit_mb = store.settings().limit_mb
         self.connection: sqlite3.Connection | None = None
         self._try(self._begin, None)
 
     def close(self) -> None:
+        if self.unwritten and self.connection is not None:
+            self._try(self._be_patient, None)
+            self._try(self._write, None)
         if self.written:
             self._try(lambda: _prune(self._connection, self.limit_mb, self.key), None)
         self._drop_connection()
@@ -296,7 +310,7 @@ class StoredMemory:
         try:
             made, spent = tuple(from_json(recipes)), _spent(nfe, seconds)
             table = torch.tensor(json.loads(values), dtype=torch.float32)
-            if table.ndim != 2 or len(table) != len(made) or not table.isfinite().all():
+            if table.ndim != 2 or len(table) != len(made) or table.isinf().any():
                 raise ValueError(f"there are no values for {len(made)} images")
             return Rendered(
                 recipes=made,
@@ -308,8 +322,9 @@ class StoredMemory:
                 together=bool(together),
                 recalled=True,
             )
-        except Exception as error:  # whatever may be in a broken file
-            raise sqlite3.DatabaseError(f"an entry cannot be read: {error}") from error
+        except Exception as error:  # whatever may be in it: it is computed anew, and written over
+            log_to_console.info("Noise Search: a stored candidate cannot be read (%s)", error)
+            return None
 
     def _segment(self, work: str) -> Spent | None:
         row = self._row(work)
@@ -318,7 +333,8 @@ class StoredMemory:
         try:
             return _spent(row[2], row[3])
         except Exception as error:
-            raise sqlite3.DatabaseError(f"an entry cannot be read: {error}") from error
+            log_to_console.info("Noise Search: a stored segment cannot be read (%s)", error)
+            return None
 
     def _keep(
         self,
@@ -331,20 +347,30 @@ class StoredMemory:
         pictures: bytes | None = None,
     ) -> None:
         size = len(recipes or "") + len(values or "") + len(pictures or b"") + 200
-        entry = (_digest(work), self.session, recipes, values, nfe, json.dumps(seconds), together, size, pictures)
+        self.unwritten.append(
+            (_digest(work), self.session, recipes, values, nfe, json.dumps(seconds), together, size, pictures)
+        )
+        self._try(self._write, None)
 
-        def write() -> None:
-            with _transaction(self._connection):
-                self._connection.execute(
-                    'INSERT OR REPLACE INTO entries (search, work, session, recipes, "values", nfe, seconds, together, '
-                    "bytes, thumbnails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (self._search(), *entry),
-                )
-            self.written += 1
-            if self.written % PRUNE_EVERY == 0:
-                _prune(self._connection, self.limit_mb, self.key)
+    def _write(self) -> None:
+        """Writes what is not yet written: while the file is locked it collects here."""
+        with _transaction(self._connection):
+            search = self._search()
+            self._connection.executemany(
+                'INSERT OR REPLACE INTO entries (search, work, session, recipes, "values", nfe, seconds, together, '
+                "bytes, thumbnails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(search, *entry) for entry in self.unwritten],
+            )
+        before, self.written = self.written, self.written + len(self.unwritten)
+        self.unwritten.clear()
+        if self.problem:
+            self._be_patient()
+            self.problem = ""
+        if before // PRUNE_EVERY < self.written // PRUNE_EVERY:
+            _prune(self._connection, self.limit_mb, self.key)
 
-        self._try(write, None)
+    def _be_patient(self) -> None:
+        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
 
     def _set_aside(self) -> int:
         with _transaction(self._connection):
@@ -369,11 +395,12 @@ class StoredMemory:
         try:
             return work()
         except (sqlite3.Error, OSError) as error:
-            before, what = self.problem, "Some candidates are not remembered"
+            before, what = self.problem, "Candidates could not be written yet"
             if self.connection is not None and _is_locked(error):
                 self.connection.execute(f"PRAGMA busy_timeout = {IMPATIENT_MS}")  # or each would wait as long
             else:
                 self._drop_connection()  # before the file is renamed
+                self.unwritten.clear()
                 what = "Candidates are no longer remembered"
             self.problem = f"{what}: {self.store.explain(error)}."
             if self.problem != before:
@@ -418,6 +445,13 @@ def _checked(settings: Settings) -> Settings:
     return settings
 
 
+def _inode(path: Path) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
 def _is_locked(error: Exception) -> bool:
     return any(word in str(error) for word in ("locked", "busy"))
 
@@ -459,10 +493,21 @@ def _prune(connection: sqlite3.Connection, limit_mb: int, keep: str) -> None:
 
 
 def _delete(connection: sqlite3.Connection, searches: list[int]) -> None:
-    with _transaction(connection):
-        connection.executemany("DELETE FROM entries WHERE search = ?", [(search,) for search in searches])
-        connection.executemany("DELETE FROM searches WHERE id = ?", [(search,) for search in searches])
-    connection.execute("PRAGMA incremental_vacuum").fetchall()
+    """In slices, so that another server that writes does not wait for long."""
+    some = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE search = ? LIMIT ?)"
+    for search in searches:
+        with _transaction(connection):
+            connection.execute("DELETE FROM searches WHERE id = ?", (search,))
+        while connection.execute(some, (search, SLICE)).rowcount > 0:
+            pass
+    free, before = _free_pages(connection), 0
+    while free and free != before:
+        connection.execute(f"PRAGMA incremental_vacuum({SLICE_PAGES})").fetchall()
+        free, before = _free_pages(connection), free
+
+
+def _free_pages(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA freelist_count").fetchone()[0]
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

@@ -50,6 +50,7 @@ class HostedVerifier:
         self.needs_prompt = bool(verifier.needs_prompt)
         self.usual_range = verifier.usual_range
         self.prompt_tokens = verifier.prompt_tokens
+        self.repeatable = getattr(verifier, "repeatable", True)
         self.whole = patcher is None  # our networks are not made of layers that ComfyUI can offload in parts
         self.patcher: Any = patcher
         if patcher is None and verifier.module is not None:

@@ -76,7 +76,7 @@ class Gate(io.ComfyNode):
                     default=0.0,
                     min=-1e6,
                     max=1e6,
-                    step=0.1,
+                    step=0.01,
                     round=0.0001,
                     tooltip="The lowest score that passes, in the verifier's own numbers: run a search first and see "
                     "in Search Report what it gives. To veto only, set its weight in the ensemble to 0.",
@@ -102,7 +102,7 @@ def _place(place: int) -> list[io.Input]:
             default=1.0,
             min=0.0,
             max=1000.0,
-            step=0.1,
+            step=0.01,
             round=0.001,
             optional=place > 1,
             tooltip="How much it counts. 0: it only reports, in Search Report as a dashed line.",

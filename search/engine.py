@@ -28,6 +28,7 @@ class Rendered:
     error: why this candidate has no score, or None.
     recalled: known from an earlier search, so that nothing was computed; then there are no results.
     failed: members that are dropped for the whole search, by column, each with what happened; their values may be NaN.
+    before: the values of an earlier time when it was made alone, where that is known.
     """
 
     recipes: Recipes
@@ -41,6 +42,7 @@ class Rendered:
     error: str | None = None
     recalled: bool = False
     failed: Mapping[int, str] = field(default_factory=dict)
+    before: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

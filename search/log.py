@@ -61,8 +61,9 @@ class SearchLog:
     somebody asked. findings: what the algorithm measured, such
     as the rank correlation of drafts and finals; warnings: what the user should know. dropped: what was wrong with
     each candidate that has no score. extra_nfe, extra_seconds: spent on those, on probes, and on what had to be
-    rendered again. failed: members dropped for the whole search, by column, each with what happened; where they gave
-    no value there is NaN. rescaled: one of them decided, so that scores are no longer what they were.
+    rendered again. noisy: members that need not give the same value twice. failed: members dropped for the whole
+    search, by column, each with what happened; where they gave no value there is NaN. rescaled: one of them decided, so
+    that scores are no longer what they were.
     """
 
     members: tuple[str, ...]
@@ -81,6 +82,7 @@ class SearchLog:
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    noisy: tuple[int, ...] = ()
     failed: dict[int, str] = field(default_factory=dict)
     rescaled: bool = False
     _ranked: dict[int, _Ranking] = field(default_factory=dict, repr=False, compare=False)

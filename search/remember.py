@@ -97,15 +97,16 @@ class RememberingEngine:
 
     What is known is charged as it was when it was made, so a search goes the way that it went before, and on from where
     it ended. States of trajectories are not remembered: they are made again where the search goes on from one, which
-    `extra_nfe` counts. Candidates that fail, and those that
-    a verifier failed at, are not remembered.
+    `extra_nfe` counts. What a dropped verifier did not score serves only while it is dropped. Candidates that fail are
+    not remembered.
     """
 
     def __init__(self, engine: Engine, memory: Memory):
         self.engine, self.memory = engine, memory
         self.members, self.rows = engine.members, engine.rows
         self.books = _Books(known=engine.pending())
-        self.extra = [0]  # shared with the drafts
+        self.extra = [0]  # shared with the drafts, as are the members that are dropped, with what happened
+        self.failed: dict[int, str] = {}
 
     @property
     def steps(self) -> int:
@@ -151,7 +152,16 @@ class RememberingEngine:
             yield self._answer(one)
 
     def remake(self, recipes: Recipes) -> Rendered:
-        return self._only(self.engine.remake(recipes))
+        made = self._only(self.engine.remake(recipes))
+        whole = self.memory.candidate(self._work("whole", recipes))
+        if whole is None or not whole.together:
+            return made
+        # In its batch it may have scored otherwise, so what it scores alone is remembered apart.
+        alone = self._work("alone", recipes)
+        before = self._known(alone)
+        if before is None:
+            self._keep(alone, made)
+        return replace(made, before=None if before is None else before.values)
 
     def start(self, recipes: Recipes) -> State:
         return self._state(self.engine.start(recipes))
@@ -200,7 +210,10 @@ class RememberingEngine:
     def _known(self, work: str) -> Rendered | None:
         """A candidate from before, if it has what a candidate has here."""
         known = self.memory.candidate(work)
-        return known if known is not None and known.values.shape == (self.rows, len(self.members)) else None
+        if known is None or known.values.shape != (self.rows, len(self.members)):
+            return None
+        blank = set(known.values.isnan().any(dim=0).nonzero().flatten().tolist())
+        return replace(known, failed=dict(self.failed)) if blank <= set(self.failed) else None
 
     def _state(self, below: State) -> State:
         return State(below.recipes, below.level, _Lazy(lambda: below))
@@ -229,7 +242,9 @@ class RememberingEngine:
         return made
 
     def _keep(self, work: str, made: Rendered) -> None:
-        if made.error is None and not made.failed:
+        self.failed.update(made.failed)
+        scored = [column for column in range(len(self.members)) if column not in made.failed]
+        if made.error is None and bool(made.values[:, scored].isfinite().all()):
             self.memory.keep_candidate(work, made)
 
     def _answer(self, made: Rendered) -> Rendered:

@@ -16,6 +16,7 @@ from .recipe import Jump, Recipe
 VALUE_APART = 1e-4  # of a score: where nothing else is known, rounding alone
 RANGE_APART = 0.01  # of a verifier's usual range: so far may the scores of a run alone and in a batch be apart
 SPREAD_APART = 0.05  # the same of the spread of its scores, where it has no usual range
+PICTURE_APART = 4.0  # of 255, on average: so far may the small pictures of one candidate be apart
 OnCandidate = Callable[["Run", Candidate], None]
 Reserve = Callable[[int], Sequence[Cost]]
 
@@ -266,7 +267,7 @@ def search(
         algorithm(run, seed)
     log.stopped = run.spending.reason
     log.early = run.finishing
-    _render_again(engine, pool)
+    _render_again(engine, pool, strict=not run.finishing)
     if log.dropped:
         log.warnings.append(f"{len(log.dropped)} candidates were dropped. The last: {log.dropped[-1]}")
     log.warnings += log.gate_warnings()
@@ -279,8 +280,11 @@ def search(
     return pool
 
 
-def _render_again(engine: Engine, pool: Pool) -> None:
-    """Renders alone what is among the best and was let go or is only remembered, and the winners sampled in a batch."""
+def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
+    """Renders alone what is among the best and was let go or is only remembered, and the winners sampled in a batch.
+
+    strict: whether something remembered that is no longer so is a StaleMemory, or only a warning.
+    """
     log = pool.log
     in_batch = {log.best(row).index for row in range(log.rows) if log.best(row).together}
     apart = 0.0
@@ -291,8 +295,12 @@ def _render_again(engine: Engine, pool: Pool) -> None:
             raise ValueError(f"candidate {index}, when it was rendered again: {rendered.error}")
         difference = (rendered.values - torch.tensor(candidate.values)).abs()
         difference = difference.nan_to_num(0.0)  # of a verifier that was dropped
-        if candidate.recalled and bool((difference > tolerance(log)).any()):
-            raise StaleMemory(f"candidate {index} scored {candidate.values} before and {rendered.values.tolist()} now")
+        if candidate.recalled and _is_stale(log, candidate, rendered):
+            then = candidate.values if rendered.before is None else rendered.before.tolist()
+            text = f"candidate {index} scored {then} before and {rendered.values.tolist()} now"
+            if strict:
+                raise StaleMemory(text)
+            log.warnings.append(f"What was remembered of this search no longer fits ({text}): the order may be wrong.")
         pool.restore(index, rendered)
         if index in in_batch:
             apart = max(apart, float(difference.max()))
@@ -306,6 +314,21 @@ def _render_again(engine: Engine, pool: Pool) -> None:
         log.findings["batch_difference"] = apart  # of the winner's values from those of its run alone
 
 
+def _is_stale(log: SearchLog, candidate: Candidate, rendered: Rendered) -> bool:
+    """Whether a remembered candidate, made again, is another: by its scores, or where no verifier gives the same score
+    twice by its picture."""
+    then = torch.tensor(candidate.values) if rendered.before is None else rendered.before
+    if bool(((rendered.values - then).abs().nan_to_num(0.0) > tolerance(log)).any()):
+        return True
+    if len(log.noisy) < len(log.members) or rendered.thumbnails is None:
+        return False
+    pictures = [(log.thumbnails.get((candidate.index, row)), now) for row, now in enumerate(rendered.thumbnails)]
+    return any(
+        old is not None and (old.shape != now.shape or float((old.float() - now.float()).abs().mean()) > PICTURE_APART)
+        for old, now in pictures
+    )
+
+
 def tolerance(log: SearchLog) -> torch.Tensor:
     """How far scores alone and in a batch, or then and now, may be apart, float64 [rows, members]: more than rounding
     ever makes."""
@@ -315,4 +338,5 @@ def tolerance(log: SearchLog) -> torch.Tensor:
     for member, usual in enumerate(log.usual_ranges or ()):
         if usual is not None:
             limits[:, member] = RANGE_APART * (usual[1] - usual[0])
+    limits[:, list(log.noisy)] = torch.inf
     return limits

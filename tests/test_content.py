@@ -249,6 +249,41 @@ def test_other_vae_weights_make_another_key():
     assert key(ksampler(), vae=first) != key(ksampler(), vae=second)
 
 
+@pytest.mark.parametrize("name", TWO_MODELS)
+@pytest.mark.parametrize("holds", ["the network", "the model", "a layer"])
+def test_a_patch_that_holds_a_part_of_the_model_has_the_same_key_before_and_after(brightness, name, holds):
+    setup = made(name)
+    base_model = setup.model.model
+    layer = next(module for module in base_model.diffusion_model.modules() if isinstance(module, torch.nn.Linear))
+    part = {"the network": base_model.diffusion_model, "the model": base_model, "a layer": layer}[holds]
+    model = setup.model.clone()
+    model.set_model_sampler_post_cfg_function(lambda values: values["denoised"] if part else None)
+    setup = dataclasses.replace(setup, model=model)
+    before = key(sampling_of(setup))
+    searched(sampling_of(setup), brightness)
+    assert key(sampling_of(setup)) == before
+
+
+def test_what_a_pack_sets_on_the_network_makes_another_key():
+    setup = base()
+    network = setup.model.model.diffusion_model
+    keys = [key(sampling_of(setup))]
+    for strength in (0.5, 0.6):
+        network.loras = [("style.safetensors", strength)]
+        keys.append(key(sampling_of(setup)))
+    del network.loras
+    hook = network.register_forward_hook(lambda *args: None)
+    keys.append(key(sampling_of(setup)))
+    hook.remove()
+    assert len(set(keys)) == 4
+    assert key(sampling_of(setup)) == keys[0]
+
+
+def test_options_that_are_sets_are_the_same_in_every_process():
+    options = {"fp8_matrix_mult", "autotune", "cublas_ops", "fp16_accumulation"}
+    assert content._written(options) == str(sorted(options))
+
+
 @pytest.mark.parametrize("kind", ["weak reference", "pattern", "operator", "queue", "array", "bound method", "partial"])
 def test_what_packs_hang_on_a_model_can_be_read(kind):
     owners = [Judge("a"), Judge("b")]

@@ -61,11 +61,13 @@ def store(tmp_path):
 @pytest.fixture
 def find(demo):
     @torch.inference_mode()
-    def find(store, algorithm=None, candidates=CANDIDATES, verifier=None, cfg=3.0, batch=1, alone=1, **more):
+    def find(
+        store, algorithm=None, candidates=CANDIDATES, verifier=None, cfg=3.0, batch=1, alone=1, graph=None, **more
+    ):
         latent = {"samples": torch.zeros(batch, 16, 8, 8)}
         sampling = Sampling.ksampler(demo.model, STEPS, cfg, "euler", "simple", demo.positive, demo.negative, latent)
         result = search(
-            lambda: sampling, demo.vae, verifier or Red(), SEED, candidates, "", 1, Graph(), "positive",
+            lambda: sampling, demo.vae, verifier or Red(), SEED, candidates, "", 1, graph or Graph(), "positive",
             algorithm, options=Options(batch_size=alone), store=store, **more,
         )  # fmt: skip
         return result, sampling.evaluations.rows
@@ -177,6 +179,57 @@ def test_scores_that_cannot_be_repeated_do_not_loop(store, find):
     assert result.log.recalled == []
 
 
+def test_asked_to_finish_it_does_not_search_anew(store, find):
+    from noise_search.host import finish
+
+    class Finishing(Red):
+        def score(self, images, prompts):
+            finish.finish()
+            return super().score(images, prompts) - 0.5
+
+    whole, _ = find(store)
+    result, _ = find(store, candidates=CANDIDATES + 4, verifier=Finishing(), graph=Graph("7"))
+    assert len(result.log.candidates) == CANDIDATES + 1
+    assert result.recipe == whole.recipe
+    assert [note for note in result.log.warnings if "no longer fits" in note]
+
+
+def test_scores_that_are_another_each_time_do_not_throw_pictures_away(store, find):
+    class Moody(Red):
+        repeatable, mood = False, 0.0
+
+        def score(self, images, prompts):
+            Moody.mood += 0.3
+            return super().score(images, prompts) + Moody.mood
+
+    first, _ = find(store, verifier=Moody())
+    again, evaluated = find(store, verifier=Moody())
+    assert [one.values for one in again.log.candidates] == [one.values for one in first.log.candidates]
+    assert evaluated == STEPS
+    assert again.log.warnings == []
+
+
+def test_where_a_batch_mixes_its_rows_the_search_is_made_once(store, find, monkeypatch):
+    from noise_search.host import batching
+
+    together = batching.together
+
+    def mixing(*args):
+        made = together(*args)
+        for one in made:
+            one.latent["samples"] += 0.2
+        return made
+
+    monkeypatch.setattr(batching, "together", mixing)
+    monkeypatch.setattr("noise_search.search.run.RANGE_APART", 1e-5)
+    first, _ = find(store, candidates=8, alone=4)
+    assert [note for note in first.log.warnings if "mixes the candidates" in note]
+    for _ in range(2):
+        again, evaluated = find(store, candidates=8, alone=4)
+        assert evaluated == STEPS
+        assert len(again.log.recalled) == 8
+
+
 def test_switched_off_nothing_is_written_or_known(store, find):
     store.configure(enabled=False)
     find(store)
@@ -219,9 +272,7 @@ def make_it_newer(store):
         connection.execute("PRAGMA user_version = 99")
 
 
-@pytest.mark.parametrize(
-    "damage", [break_with_garbage, break_in_the_middle, break_an_entry, break_the_tables, make_it_newer]
-)
+@pytest.mark.parametrize("damage", [break_with_garbage, break_in_the_middle, break_the_tables])
 def test_a_broken_file_is_reported_and_put_aside(store, find, damage):
     first, _ = find(store)
     damage(store)
@@ -231,6 +282,89 @@ def test_a_broken_file_is_reported_and_put_aside(store, find, damage):
     assert list(store.folder.glob("evaluations.broken-*"))
     find(store)
     assert len(find(store)[0].log.recalled) == CANDIDATES  # in a new file
+
+
+def test_an_entry_that_cannot_be_read_is_computed_again_and_the_others_stay(store, find):
+    first, _ = find(store)
+    break_an_entry(store)
+    again, _ = find(store)
+    assert found(again) == found(first)
+    assert again.log.warnings == []
+    assert len(find(store)[0].log.recalled) == CANDIDATES
+
+
+def test_the_file_of_a_newer_version_is_left_alone(store, find):
+    first, _ = find(store)
+    make_it_newer(store)
+    result, _ = find(store)
+    assert found(result) == found(first)
+    assert [note for note in result.log.warnings if "newer Noise Search" in note]
+    assert not list(store.folder.glob("*broken*"))
+    with sqlite3.connect(store.file) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (99,)
+        assert connection.execute("SELECT COUNT(*) FROM entries").fetchone() == (CANDIDATES,)
+
+
+def test_a_score_that_is_no_number_harms_no_other_search(store, find):
+    class Broken(Red):
+        def score(self, images, prompts):
+            return super().score(images, prompts) * torch.nan
+
+    find(store)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="red"):
+            find(store, verifier=Broken(), cfg=4.0)
+    assert len(find(store)[0].log.recalled) == CANDIDATES
+
+
+def test_another_servers_new_file_is_not_put_aside(store):
+    with store.memory("old") as memory:
+        other = Store(store.folder)
+        other.opened = memory.store.opened
+        other.explain(sqlite3.DatabaseError("malformed"))  # the other server renames the file, and begins a new one
+        fill(Store(store.folder), "new")
+        text = memory.store.explain(sqlite3.DatabaseError("malformed"))
+    assert "already" in text
+    assert [one["prompt"] for one in Store(store.folder).overview()["searches"]] == ["prompt of new"]
+
+
+def test_an_id_is_never_given_twice(store):
+    fill(store, "a")
+    [old] = store.overview()["searches"]
+    store.delete()
+    fill(store, "b")
+    assert store.delete([old["id"]]) == 0
+
+
+def test_a_prompt_with_half_a_character_can_be_stored(store):
+    with store.memory("key", "half \ud83d of it") as memory:
+        memory.keep_candidate("one", rendered((Recipe(1),)))
+        assert memory.problem == ""
+    assert store.overview()["searches"][0]["prompt"] == "half ? of it"
+
+
+def test_what_was_scored_during_a_lock_is_written_after_it(store, monkeypatch):
+    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
+    with store.memory("key") as memory:
+        other = sqlite3.connect(store.file, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        memory.keep_candidate("one", rendered((Recipe(1),)))
+        assert "locked" in memory.problem
+        other.close()
+        memory.keep_candidate("two", rendered((Recipe(2),)))
+        assert memory.problem == ""
+        assert memory.candidate("one") is not None
+
+
+def test_what_was_scored_during_a_lock_is_written_at_the_end(store, monkeypatch):
+    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
+    with store.memory("key") as memory:
+        other = sqlite3.connect(store.file, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        memory.keep_candidate("one", rendered((Recipe(1),)))
+        other.close()
+    with store.memory("key") as memory:
+        assert memory.candidate("one") is not None
 
 
 def test_a_locked_file_is_reported_and_stays(store, find, monkeypatch):
@@ -244,20 +378,6 @@ def test_a_locked_file_is_reported_and_stays(store, find, monkeypatch):
     assert [note for note in result.log.warnings if "locked" in note]
     assert store.file.exists()
     assert len(find(store)[0].log.recalled) == CANDIDATES
-
-
-def test_after_a_lock_it_goes_on_remembering(store, monkeypatch):
-    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
-    with store.memory("key") as memory:
-        memory.keep_candidate("before", rendered((Recipe(1),)))
-        other = sqlite3.connect(store.file, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        memory.keep_candidate("meanwhile", rendered((Recipe(2),)))
-        other.close()
-        memory.keep_candidate("after", rendered((Recipe(3),)))
-        assert "locked" in memory.problem
-    with store.memory("key") as memory:
-        assert [memory.candidate(work) is not None for work in ("before", "meanwhile", "after")] == [True, False, True]
 
 
 def test_a_full_disk_is_reported_and_the_search_ends_with_its_image(store, find, monkeypatch):

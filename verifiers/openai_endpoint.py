@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import torch
@@ -71,6 +71,8 @@ class Endpoint:
     it is. tries: of one question. check: called several times a second; what it raises ends the waiting. sleep: for
     tests.
     """
+
+    repeatable: ClassVar[bool] = False  # servers batch requests, and models change behind their names
 
     url: str
     model: str

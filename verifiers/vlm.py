@@ -107,6 +107,7 @@ class VQAScore:
         if "{prompt}" not in question:
             raise VerifierError(f"the question {question!r} has no {{prompt}} in it, where the prompt would go")
         self.vlm = vlm
+        self.repeatable = getattr(vlm, "repeatable", True)
         self.question = question
         self.members = (f"VQA Score ({vlm.name})",)
 
@@ -170,6 +171,7 @@ class VLMGrader:
     prompt_tokens = None
     usual_range = (0.0, TOP_GRADE)
     weights = (1.0, *(0.0 for name in CRITERIA if name != OVERALL))  # of the members, for the aggregator
+    repeatable = False  # one token that comes out otherwise changes the text after it
 
     def __init__(self, vlm: VLM, samples: int = 1, temperature: float = 0.7):
         if samples < 1 or not 0 < temperature <= 2:
