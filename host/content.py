@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
+import comfy.cldm.dit_embedder
 import comfy.controlnet
 import comfy.hooks
 import comfy.model_management as mm
@@ -361,9 +362,13 @@ class Content:
             "network": self._hung_on(getattr(model, "diffusion_model", None), where),
             "weights": value.weight_wrapper_patches if hasattr(value, "weight_wrapper_patches") else {},
         }
-        # Without what nodes replace as a whole while the model is loaded: that is among the objects.
+        # Without what nodes replace as a whole while the model is loaded, which is among the objects, and without what
+        # SD3.5's ControlNets take from the model that they run with.
+        passing = ("model_sampling.",) + ("x_embedder.", "orig_y_embedder.") * isinstance(
+            model, comfy.cldm.dit_embedder.ControlNetEmbedder
+        )
         keys = lambda: value.get_key_patches().items()  # noqa: E731
-        original = lambda: ((key, found[0][0]) for key, found in keys() if not key.startswith("model_sampling."))  # noqa: E731
+        original = lambda: ((key, found[0][0]) for key, found in keys() if not key.startswith(passing))  # noqa: E731
         self._text("weights", _weights(model, original, where))
         self._mapping(parts, where)
 

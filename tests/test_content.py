@@ -35,6 +35,7 @@ from test_any_model import (
     sampling_of,
     searched,
     sigmas_of,
+    stock_ksampler,
     with_every_feature,
     with_every_model,
 )
@@ -72,6 +73,15 @@ def test_the_same_search_has_the_same_key_before_and_after_with(brightness, name
     assert before != key(sampling_of(made(name)))
     searched(sampling_of(setup), brightness)
     assert key(sampling_of(setup)) == before
+
+
+@with_every_feature
+def test_what_the_stock_sampler_did_before_makes_no_other_key(name, feature):
+    content._known_weights.clear()
+    before = key(sampling_of(made(name, feature)))
+    stock_ksampler(made(name, feature))
+    content._known_weights.clear()
+    assert key(sampling_of(made(name, feature))) == before
 
 
 @pytest.mark.parametrize("guider", GUIDERS)

@@ -398,7 +398,13 @@ class TestTheDialog:
     def test_the_menu_has_both_commands(self, tab):
         """The tree under ComfyUI's own menu button."""
         tab.page.click("[class*='comfyui-logo'], .comfy-menu-button-wrapper")
-        for name in ("Extensions", "Noise Search"):
-            tab.page.get_by_role("menuitem", name=name, exact=True).first.hover()
+        item = lambda name: tab.page.get_by_role("menuitem", name=name, exact=True).first  # noqa: E731
+        for name, inside in (("Extensions", "Noise Search"), ("Noise Search", "Stored searches")):
+            for _ in range(30):  # a busy browser may miss that the mouse came
+                item(name).hover()
+                tab.page.wait_for_timeout(500)
+                if item(inside).is_visible():
+                    break
+                tab.page.mouse.move(800, 500)
         for name in ("Stored searches", "Finish now"):
             tab.page.get_by_role("menuitem", name=name, exact=True).wait_for(timeout=WAIT)
