@@ -84,3 +84,15 @@ def server(tmp_path_factory):
 
     with ComfyServer(Path(comfy_root), tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless browser."""
+    import frontend
+
+    try:
+        with frontend.browser() as running:
+            yield running
+    except frontend.NoBrowser as reason:
+        pytest.skip(str(reason))

@@ -52,15 +52,6 @@ THREE_SEEDS = """() => {
 BUTTON = ".noise-search-finish"
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    try:
-        with frontend.browser() as running:
-            yield running
-    except frontend.NoBrowser as reason:
-        pytest.skip(str(reason))
-
-
 @pytest.fixture(scope="module", params=["this front end", "the older front end"])
 def front_server(request, tmp_path_factory):
     """A ComfyUI with the environment's front end, or with another one."""

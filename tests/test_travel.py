@@ -354,15 +354,6 @@ SMALL = """() => {
 WAIT = 180_000
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    try:
-        with frontend.browser() as running:
-            yield running
-    except frontend.NoBrowser as reason:
-        pytest.skip(str(reason))
-
-
 @pytest.fixture(scope="module", params=["this front end", "the older front end"])
 def front_server(request, tmp_path_factory):
     if request.param == "this front end":
