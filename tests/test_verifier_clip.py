@@ -32,12 +32,10 @@ def no_network(monkeypatch):
 @pytest.fixture(scope="module")
 def tiny_architectures(tmp_path_factory):
     """Two architectures of the sizes of the tiny models, in open_clip's own list."""
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("configs")
-    for name, quick in (("tiny-ViT", False), ("tiny-ViT-quickgelu", True)):
-        (folder / f"{name}.json").write_text(json.dumps({**tiny_clips.OPEN_CLIP_CONFIG, "quick_gelu": quick}))
-    open_clip.add_model_config(folder)
+    quick = {"tiny-ViT": False, "tiny-ViT-quickgelu": True}
+    configs = {name: {**tiny_clips.OPEN_CLIP_CONFIG, "quick_gelu": value} for name, value in quick.items()}
+    with tiny_clips.open_clip_architectures(tmp_path_factory.mktemp("configs"), **configs):
+        yield
 
 
 def pil(image):
@@ -205,6 +203,17 @@ def test_single_file_in_transformers_layout(tmp_path, tiny_architectures):
         whole = CLIPScore.load(folder)
         pictures = tiny_clips.images()
         assert torch.allclose(alone.score(pictures, PROMPTS), whole.score(pictures, PROMPTS), atol=100 * EXACT, rtol=0)
+
+
+def test_architectures_that_a_test_adds_are_gone_afterwards(tmp_path_factory):
+    import open_clip
+
+    before, folders = open_clip.list_models(), tmp_path_factory.mktemp
+    with tiny_clips.open_clip_architectures(folders("one"), one=tiny_clips.OPEN_CLIP_CONFIG):
+        assert {*open_clip.list_models()} == {"one", *before}
+    with tiny_clips.open_clip_architectures(folders("two"), two=tiny_clips.OPEN_CLIP_CONFIG):  # reads all folders again
+        assert {*open_clip.list_models()} == {"two", *before}
+    assert open_clip.list_models() == before
 
 
 def test_openai_weights_are_known_by_the_sizes_they_carry(tmp_path, tiny_architectures, caplog):

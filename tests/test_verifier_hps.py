@@ -1,6 +1,5 @@
 """HPS against open_clip's and ComfyUI's models and torchvision's transforms, on tiny checkpoints as published."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,11 +18,9 @@ ARCHITECTURE = "tiny-ViT-HPS"
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_architecture(tmp_path_factory):
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / f"{ARCHITECTURE}.json").write_text(json.dumps({**tiny_clips.OPEN_CLIP_CONFIG, "embed_dim": 32}))
-    open_clip.add_model_config(folder)
+    configs = {ARCHITECTURE: {**tiny_clips.OPEN_CLIP_CONFIG, "embed_dim": 32}}
+    with tiny_clips.open_clip_architectures(tmp_path_factory.mktemp("configs"), **configs):
+        yield
 
 
 @pytest.fixture(scope="module")

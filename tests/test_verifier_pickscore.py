@@ -1,6 +1,5 @@
 """PickScore against transformers' and open_clip's own models, on tiny checkpoints in the published layouts."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,12 +29,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny_architecture(tmp_path_factory):
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / "tiny-ViT-H.json").write_text(json.dumps(tiny_clips.OPEN_CLIP_CONFIG))
-    open_clip.add_model_config(folder)
-    return "tiny-ViT-H"
+    configs = {"tiny-ViT-H": tiny_clips.OPEN_CLIP_CONFIG}
+    with tiny_clips.open_clip_architectures(tmp_path_factory.mktemp("configs"), **configs):
+        yield "tiny-ViT-H"
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Tiny CLIP and SigLIP checkpoints with random weights, in the file layouts of the real ones."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 OPEN_CLIP_CONFIG = {
@@ -12,6 +14,21 @@ OPEN_CLIP_CONFIG = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 WORDS = ["a", "red", "green", "blue", "circle", "square", "triangle", "above", "below", "two", "small"]
+
+
+@contextmanager
+def open_clip_architectures(folder: Path, **configs: dict):
+    """More architectures in open_clip's own list, as long as this lasts: other tests' files must not fit them."""
+    import open_clip
+    from open_clip import factory
+
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "_MODEL_CONFIG_PATHS", [*factory._MODEL_CONFIG_PATHS])
+        patch.setattr(factory, "_MODEL_CONFIGS", {**factory._MODEL_CONFIGS})
+        open_clip.add_model_config(folder)
+        yield
 
 
 def randomise(model, seed=0):
