@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..search.log import DRAFT, FINAL, PREVIEW, SearchLog
+from ..search.log import DRAFT, FINAL, PREVIEW, SearchLog, told_apart
 from ..search.recipe import Recipe
 from .canvas import one_line
 from .numbers import count, duration
@@ -44,7 +44,7 @@ def member_title(log: SearchLog, member: int) -> str:
 def failed_gates(log: SearchLog, index: int, row: int, numbers_first: bool = False) -> str:
     """The gates that a candidate fails: "Aesthetic 4.21 < 5, HPS 20.3 < 25"; "" where it passes."""
     values, gates = log.candidates[index].values[row], log.gates()
-    failing = [(log.members[m], f"{values[m]:.4g} < {gates[m]:g}") for m in log.vetoed_by(index, row)]
+    failing = [(log.members[m], " < ".join(told_apart(values[m], gates[m]))) for m in log.vetoed_by(index, row)]
     return ", ".join(f"{numbers} {name}" if numbers_first else f"{name} {numbers}" for name, numbers in failing)
 
 

@@ -253,10 +253,10 @@ class SearchLog:
         if not rows:
             return []
         finals = torch.stack([self.values(row)[[final.index for final in self.of_stage()]] for row in rows], dim=1)
-        each = [
-            f"{self.members[member]} must be at least {gate:g} and was {float(finals[..., member].max()):.4g} at most"
-            for member, gate in self.gates().items()
-        ]
+        each = []
+        for member, gate in self.gates().items():
+            most, least = told_apart(float(finals[..., member].max()), gate)
+            each.append(f"{self.members[member]} must be at least {least} and was {most} at most")
         where = "" if self.rows == 1 else f" for {len(rows)} of {self.rows} images"
         gates = "the gate" if len(each) == 1 else "all gates"
         return [
@@ -346,6 +346,17 @@ class SearchLog:
                 orders[stage] = among[order(scores[among], vetoes[among])].tolist()
             self._ranked[row] = ranking = _Ranking(scores, vetoes, orders)
         return ranking
+
+
+def told_apart(value: float, gate: float) -> tuple[str, str]:
+    """A value and its gate as text, with as many digits as it takes to see whether it passes: ("4.21", "5"),
+    ("4.9996", "5")."""
+    fails = Aggregator(gates=(gate,)).fails(torch.tensor([[value]], dtype=torch.float64)).item()
+    for digits in range(4, 18):  # 17 digits tell any two doubles apart
+        texts = f"{value:.{digits}g}", f"{gate:.{max(digits, 6)}g}"
+        if (float(texts[0]) < float(texts[1])) == fails:
+            break
+    return texts
 
 
 class Pool:

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 from noise_search.report.charts import score_curve
 from noise_search.report.contact_sheet import contact_sheet
 from noise_search.report.table import table, to_csv
-from noise_search.report.words import report_only
+from noise_search.report.words import failed_gates, report_only
 from noise_search.search.aggregate import METHODS, Aggregator, order
 from noise_search.search.budget import Budget
 from noise_search.search.engine import Rendered
-from noise_search.search.log import DRAFT, Pool, SearchLog
+from noise_search.search.log import DRAFT, Pool, SearchLog, told_apart
 from noise_search.search.paths import SearchOverPaths
 from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
@@ -167,6 +168,23 @@ def test_where_all_pass_or_some_there_is_no_warning():
 def test_where_nothing_passes_the_log_says_how_far_it_is():
     [warning] = log_of([9.0, 4.0], [3.0, 4.5]).gate_warnings()
     assert "No candidate passes the gate: look must be at least 5 and was 4.5 at most" in warning
+
+
+def test_a_value_hardly_below_the_gate_is_told_apart_from_it():
+    log = log_of([9.0, 4.9996])
+    assert "must be at least 5 and was 4.9996 at most" in log.gate_warnings()[0]
+    assert failed_gates(log, 0, 0) == "look 4.9996 < 5"
+
+
+@given(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.7, 5.0, 5.1, 24.9999, 12345.678]), st.integers(-3, 3))
+def test_the_digits_say_whether_a_value_passes(value, gate, apart):
+    near = np.float32(gate)
+    for _ in range(abs(apart)):
+        near = np.nextafter(near, np.float32(math.copysign(math.inf, apart)))
+    for shown in (value, float(near)):
+        passes = Aggregator(gates=(gate,)).vetoes(torch.tensor([[shown]])).item() == 0
+        below, least = map(float, told_apart(shown, gate))
+        assert (below >= least) == passes
 
 
 def test_in_a_batch_it_says_for_how_many_images():
