@@ -288,11 +288,13 @@ def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
     log = pool.log
     in_batch = {log.best(row).index for row in range(log.rows) if log.best(row).together}
     apart = 0.0
+    failed: dict[int, str] = {}  # since the search
     for index in sorted({*pool.missing(), *in_batch}):
         candidate = log.candidates[index]
         rendered = engine.remake(candidate.recipes)
         if rendered.error is not None:
             raise ValueError(f"candidate {index}, when it was rendered again: {rendered.error}")
+        failed.update({member: cause for member, cause in rendered.failed.items() if member not in log.failed})
         difference = (rendered.values - torch.tensor(candidate.values)).abs()
         difference = difference.nan_to_num(0.0)  # of a verifier that was dropped
         if candidate.recalled and _is_stale(log, candidate, rendered):
@@ -310,6 +312,12 @@ def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
                     "something in the model or the sampler mixes the candidates of a batch. The image is the one made "
                     "alone, but the order may be wrong. Set batch_size to 1."
                 )
+    for cause in dict.fromkeys(failed.values()):
+        names = ", ".join(log.members[member] for member in failed if failed[member] == cause)
+        log.warnings.append(
+            f"{names} failed when the best was rendered once more: {cause} (Its scores from before decide; whether "
+            "they still hold could not be checked.)"
+        )
     if in_batch:
         log.findings["batch_difference"] = apart  # of the winner's values from those of its run alone
 

@@ -5,11 +5,13 @@ import torch
 
 pytest.importorskip("comfy")
 
+from noise_search.host.engine import Options
 from noise_search.host.ensemble import VerifierEnsemble, gated
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import Graph, search
 from noise_search.host.selection import score_images, select
 from noise_search.host.verifier import HostedVerifier
+from noise_search.report.table import table
 from noise_search.search.aggregate import Aggregator
 from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.paths import SearchOverPaths
@@ -236,6 +238,15 @@ def test_other_searches_go_on_too(demo, algorithm):
     ensemble = VerifierEnsemble([(RED, 1.0), (failing(3), 1.0)], drop_failed=True)
     log = searched(demo, ensemble, algorithm, candidates=10)
     assert len(log.candidates) > 5 and list(log.failed) == [1] and log.warnings[0].startswith("blue was dropped")
+
+
+def test_one_that_fails_only_when_the_winner_is_rendered_once_more_is_a_warning(demo):
+    ensemble = VerifierEnsemble([(RED, 1.0), (failing(5), 1.0)], drop_failed=True)
+    log = searched(demo, ensemble, options=Options(batch_size=4))
+    assert log.best().together and torch.isfinite(log.values()).all()
+    [warning] = [text for text in log.warnings if "blue" in text]
+    assert warning.startswith("blue failed when the best was rendered once more: verifier blue failed: RuntimeError")
+    assert not log.failed and warning in table(log)
 
 
 def test_the_next_search_asks_it_again(demo):
