@@ -284,6 +284,39 @@ def vqa_score(folder: Path) -> Case:
     return Case("VQA Score", against, make, np.array(expected), pictures, prompts)
 
 
+def vqa_score_clip(folder: Path) -> Case | None:
+    """ComfyUI's Qwen3-VL, whose logits are read while it generates."""
+    if "COMFYUI_PATH" not in os.environ:
+        return None
+    use_comfyui()
+    import comfy.text_encoders
+    import pytest
+    import tiny_clips
+    import tiny_encoders
+    from noise_search.host.vlm import ClipVLM
+    from noise_search.verifiers.vlm import VQAScore
+
+    if not (Path(comfy.text_encoders.__path__[0]) / "qwen3vl.py").exists():
+        return None
+    with pytest.MonkeyPatch.context() as patch:
+        clip = tiny_encoders.made_to_answer(tiny_encoders.qwen_clip(patch))
+    judge = VQAScore(ClipVLM(clip))
+    pictures, prompts = tiny_clips.images(4, 64, 96), ["a red circle", "two squares", "a cat", "nothing"]
+    expected = [
+        tiny_encoders.log_odds_by_transformers(clip, image, judge.ask_about(prompt))
+        for image, prompt in zip(pictures, prompts, strict=True)
+    ]
+
+    def make(dtype: torch.dtype) -> VQAScore:
+        with torch.inference_mode(False), torch.no_grad():
+            clip.cond_stage_model.to(dtype)
+        return judge
+
+    return Case(
+        "VQA Score (CLIP)", "transformers' Qwen3-VL, same weights, float64", make, np.array(expected), pictures, prompts
+    )
+
+
 CASES: list[Callable[[Path], Case | None]] = [
     clip_score_open_clip,
     clip_score_comfyui,
@@ -296,6 +329,7 @@ CASES: list[Callable[[Path], Case | None]] = [
     aesthetic_siglip,
     imagereward,
     vqa_score,
+    vqa_score_clip,
 ]
 
 
@@ -510,9 +544,11 @@ ABOUT = {
     "cosines times 100 and PickScore about so, so 1e-5 there is 1e-7 of a cosine. VLM Grader reads numbers out of a "
     "text and has nothing to compare.",
     "about_precision": "The same checkpoints, 16 images of one prompt. Only the towers are in half precision: "
-    "similarities and heads are fp32 always. The rank correlation is between the orders of the 16 images. bf16 has an "
-    "eighth of fp16's digits, so prefer fp16 where candidates are close. (The tiny VQA model hardly tells the images "
-    "apart, as its spread shows.)",
+    "similarities and heads are fp32 always. (VQA Score has no head of its own; with a language model's last layer "
+    "alone in fp32 the differences stayed the same.) The rank correlation is between the orders of the 16 images. bf16 "
+    "has an eighth of fp16's digits, so prefer fp16 where candidates are close. (The tiny VQA model in a folder hardly "
+    "tells the images apart, as its spread shows. For VQA Score from a CLIP only the weights are in half precision here: "
+    "on a CPU ComfyUI computes in fp32.)",
     "about_towers": "Random weights in the sizes of the published models, fp32, one image at a time, resizing "
     "included. Other programs used the cores as well (several at a time), so the time is the fastest of three and an "
     "upper bound. A prompt is read once per search. PickScore and HPS are ViT-H-14, LAION's aesthetic heads use the "

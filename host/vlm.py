@@ -10,13 +10,14 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 from comfy_execution.utils import get_executing_context
+from torch.overrides import TorchFunctionMode
 
 from ..search.aggregate import Aggregator
 from ..verifiers import registry
 from ..verifiers.base import Verifier, VerifierError
 from ..verifiers.openai_endpoint import Endpoint
 from ..verifiers.transformers_vlm import ANSWER_TOKENS, FolderVLM, model_files
-from ..verifiers.vlm import QUESTION, VLM, Ask, picture
+from ..verifiers.vlm import QUESTION, VLM, WORDS, Ask, first_words, picture, says
 from ..verifiers.weights import file_stamp, tensors_hash
 from .folders import vlm_folder
 from .pictures import to_image
@@ -42,6 +43,26 @@ class HostedJudge(HostedVerifier):
             mm.load_models_gpu([self.patcher], memory_required=ACTIVATION_BYTES, force_full_load=True)
 
 
+SPELLINGS = tuple(
+    space + form for word in WORDS for form in (word, word.capitalize(), word.upper()) for space in ("", " ")
+)
+LIKELIEST = 50  # tokens that are looked at for further ways to write yes and no
+
+
+class _Chosen(TorchFunctionMode):
+    """Sees the logits that a greedy choice is made from, while it is active in this thread: ComfyUI gives out no more
+    than the tokens chosen. Changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits: torch.Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.argmax, torch.Tensor.argmax):
+            self.logits = args[0] if args else kwargs["input"]
+        return func(*args, **(kwargs or {}))
+
+
 class ClipVLM:
     """A CLIP of ComfyUI that sees images and writes text, by the interface that ComfyUI's Generate Text uses."""
 
@@ -52,6 +73,7 @@ class ClipVLM:
         self.patcher: Any = getattr(clip, "patcher", None)
         self.name = str(getattr(getattr(clip, "cond_stage_model", None), "clip_name", "CLIP"))
         self._identity = ""
+        self._words: dict[int, str] = {}
         if not all(hasattr(clip, name) for name in ("tokenize", "generate", "decode", "cond_stage_model")):
             raise VerifierError(f"VLM from CLIP: this ComfyUI's CLIP cannot generate text; {EYES}")
         self._tokens(Ask(torch.zeros(64, 64, 3), "?"))
@@ -64,13 +86,36 @@ class ClipVLM:
         return self._identity
 
     def first_tokens(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
-        raise VerifierError(
-            "VQA Score needs the probabilities of yes and no, and ComfyUI's CLIP gives out text only: use VLM Grader "
-            "with VLM from CLIP, or VQA Score with VLM from Folder or VLM Endpoint"
-        )
+        self._words = self._words or self._word_ids()
+        return [first_words(self._first(ask), self._words, self._text, LIKELIEST) for ask in asks]
 
     def answers(self, asks: Sequence[Ask]) -> list[str]:
         return [self._answer(ask) for ask in asks]
+
+    def _first(self, ask: Ask) -> torch.Tensor:
+        """The logits [V] of the first token, as ComfyUI's own generation has them, in the dtype it runs in."""
+        mm.throw_exception_if_processing_interrupted()
+        tokens = self._tokens(ask)
+        with _Chosen() as seen:
+            first = self.clip.generate(tokens, do_sample=False, max_length=1, repetition_penalty=1.0)[0]
+        # the token shows whether these are the logits: another ComfyUI may choose by other means
+        if seen.logits is None or seen.logits.numel() <= first or int(seen.logits.flatten().argmax()) != first:
+            raise VerifierError(
+                f"this ComfyUI shows no probabilities of what {self.name} answers, which VQA Score needs: use VLM "
+                "Grader, or VLM from Folder or VLM Endpoint in place of VLM from CLIP"
+            )
+        return seen.logits.flatten()
+
+    def _text(self, index: int) -> str:
+        return self.clip.decode([index])
+
+    def _word_ids(self) -> dict[int, str]:
+        """The tokens that yes and no are written with: id -> text. None where the model has them in pieces only."""
+        found = {}
+        for spelling in SPELLINGS:
+            tokens = self.clip.tokenize(spelling, skip_template=True, min_length=1)
+            found.update({index: self._text(index) for index in _flat(tokens) if isinstance(index, int)})
+        return {index: text for index, text in sorted(found.items()) if says(text)}
 
     def _answer(self, ask: Ask) -> str:
         mm.throw_exception_if_processing_interrupted()
@@ -87,13 +132,17 @@ class ClipVLM:
         image = to_image(picture(ask.image))
         text = f"{ask.system}\n\n{ask.text}" if ask.system else ask.text
         tokens = self.clip.tokenize(text, image=image, skip_template=False, min_length=1, thinking=False)
-        batches = tokens.values() if isinstance(tokens, dict) else [tokens]
-        first = [token[0] for batch in batches for section in batch for token in section]
-        shown = any(isinstance(token, dict) and token.get("type") == "image" for token in first)
+        shown = any(isinstance(token, dict) and token.get("type") == "image" for token in _flat(tokens))
         # some tokenizers take images for models that cannot see, and ComfyUI then drops them without a word
         if not shown or not any(hasattr(part, "preprocess_embed") for part in self.clip.cond_stage_model.modules()):
             raise VerifierError(f"VLM from CLIP: {self.name} does not look at images; {EYES}")
         return tokens
+
+
+def _flat(tokens: Any) -> list[Any]:
+    """The tokens that `CLIP.tokenize` gives, without their weights: ids, and dicts for images."""
+    batches = tokens.values() if isinstance(tokens, dict) else [tokens]
+    return [token[0] for batch in batches for section in batch for token in section]
 
 
 # As in host/verifier.py: weak, so that nothing stays in memory on account of this table.
@@ -136,9 +185,7 @@ def load_endpoint(
 
 
 def load_vqa_score(vlm: VLM, question: str = QUESTION) -> HostedJudge:
-    """VQA Score. Raises VerifierError where the model gives no probabilities."""
-    if isinstance(vlm, ClipVLM):
-        vlm.first_tokens([])  # says what to do instead, before anything is sampled
+    """VQA Score."""
     return HostedJudge(registry.get("vqa_score")(vlm, question.strip() or QUESTION), getattr(vlm, "patcher", None))
 
 

@@ -58,13 +58,13 @@ class VLMClip(io.ComfyNode):
             node_id="NoiseSearchVLMClip",
             display_name="VLM from CLIP",
             category=types.CATEGORY,
-            description="A text encoder that can see and write, such as Qwen3-VL, as the model behind VLM Grader.",
+            description="A text encoder that sees and writes, such as Qwen3-VL, for VQA Score and VLM Grader.",
             search_aliases=["vlm", "qwen", "gemma", "text encoder"],
             inputs=[
                 io.Clip.Input(
                     "clip",
                     tooltip="A text encoder that looks at images and writes text: Qwen3-VL 4B or 8B, Qwen3.5, Gemma 3 "
-                    "or 4. It is used as it is, not copied. Good for VLM Grader; VQA Score needs another VLM.",
+                    "or 4. It is used as it is, not copied. Good for VQA Score and VLM Grader.",
                 ),
             ],
             outputs=[_vlm_output()],
@@ -141,7 +141,7 @@ class VQAScore(io.ComfyNode):
             description="Verifier: how sure a vision-language model is that the image shows the prompt.",
             search_aliases=["verifier", "vqascore", "vlm", "prompt alignment", "yes no"],
             inputs=[
-                types.VLM.Input("vlm", tooltip="The model to ask: VLM from Folder or VLM Endpoint."),
+                types.VLM.Input("vlm", tooltip="The model to ask: VLM from Folder, VLM from CLIP or VLM Endpoint."),
                 io.String.Input(
                     "question",
                     default=QUESTION,

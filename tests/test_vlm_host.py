@@ -12,11 +12,14 @@ pytest.importorskip("comfy")
 
 import comfy.model_management as mm
 import folder_paths
+import tiny_encoders
 import tiny_vlms
 from noise_search.host import folders
 from noise_search.host import vlm as hosting
 from noise_search.host.ensemble import VerifierEnsemble
 from noise_search.host.folders import vlm_choices
+from noise_search.host.sampling import Sampling
+from noise_search.host.search import Graph, search
 from noise_search.host.selection import score_images
 from noise_search.host.vlm import ClipVLM, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from noise_search.verifiers.base import VerifierError
@@ -187,7 +190,7 @@ class FakeClip:
 
     def tokenize(self, text, **options):
         self.asked.append((text, options))
-        image = [({"type": "image", "data": options["image"]}, 1.0)] if self.sees else []
+        image = [({"type": "image", "data": options.get("image")}, 1.0)] if self.sees else []
         return {"fake": [[(1, 1.0), *image, (2, 1.0)]]}
 
     def generate(self, tokens, **options):
@@ -216,11 +219,6 @@ def test_a_real_clip_of_an_image_model_is_refused(demo):
         ClipVLM(demo.clip)
 
 
-def test_vqa_score_from_clip_is_refused_before_anything_is_sampled():
-    with pytest.raises(VerifierError, match="ComfyUI's CLIP gives out text only: use VLM Grader with VLM from CLIP"):
-        load_vqa_score(ClipVLM(FakeClip()))
-
-
 def test_the_grader_reads_what_a_clip_writes():
     clip = FakeClip("Sure!\n" + grades(8.5))
     values = load_vlm_grader(ClipVLM(clip), samples=2).score(shade(0.2), "a (red:1.3) circle")
@@ -240,65 +238,7 @@ def test_what_is_patched_onto_a_clip_is_in_the_identity():
     assert identity({}, "a") == identity({}, "b") != identity({"w": 1}, "a") != identity({"w": 1}, "b")
 
 
-TINY_LAYERS = {
-    "num_hidden_layers": 3,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-
-
-def host_clip(te, tokenizer, name, state=None, **layers):
-    """ComfyUI's own text encoder with its real tokenizer class, with tiny layers of random weights."""
-    import comfy.sd
-
-    target = type("Target", (), {"params": {}, "clip": te, "tokenizer": tokenizer})
-    options = {f"{name}_model_config": TINY_LAYERS | layers, "dtype": torch.float32}
-    torch.manual_seed(0)
-    with torch.inference_mode(False), torch.no_grad():
-        clip = comfy.sd.CLIP(target, tokenizer_data=state or {}, model_options=options)
-        for parameter in clip.cond_stage_model.parameters():
-            parameter.normal_(std=0.3)
-    return clip
-
-
-def qwen_clip(patch):
-    qwen3vl = pytest.importorskip("comfy.text_encoders.qwen3vl", reason="this ComfyUI has no Qwen3-VL")
-    eyes = {"hidden_size": 32, "intermediate_size": 32, "depth": 2, "deepstack_visual_indexes": [0]}
-    patch.setitem(qwen3vl.QWEN3VL_VISION, "qwen3vl_4b", eyes)
-    patch.setitem(qwen3vl.QWEN3VL_VISION_COMMON, "num_heads", 2)
-    return host_clip(qwen3vl.te(model_type="qwen3vl_4b"), qwen3vl.tokenizer("qwen3vl_4b"), "qwen3vl_4b")
-
-
-def gemma_clip(patch, name="gemma3_4b_vision"):
-    import io
-
-    import sentencepiece
-    from comfy.text_encoders import llama, lumina2
-
-    eyes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
-    for key, value in {**eyes, "image_size": 224}.items():
-        patch.setitem(llama.GEMMA3_VISION_CONFIG, key, value)
-    words = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a red circle above a blue square", "yes or no"]),
-        model_writer=words,
-        vocab_size=300,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
-    size = sentencepiece.SentencePieceProcessor(model_proto=words.getvalue()).get_piece_size()
-    state = {"spiece_model": torch.tensor(list(words.getvalue()), dtype=torch.uint8)}
-    return host_clip(lumina2.te(model_type=name), lumina2.NTokenizer, name, state, vocab_size=size)
-
-
-@pytest.fixture(scope="module", params=[qwen_clip, gemma_clip], ids=["Qwen3-VL", "Gemma 3"])
+@pytest.fixture(scope="module", params=[tiny_encoders.qwen_clip, tiny_encoders.gemma_clip], ids=["Qwen3-VL", "Gemma 3"])
 def seeing(request):
     """Text encoders of ComfyUI that see and write."""
     with pytest.MonkeyPatch.context() as patch:
@@ -327,9 +267,82 @@ def test_a_random_model_grades_nothing_and_the_error_shows_its_answer(seeing, mo
         hosted.score(torch.rand(1, 64, 64, 3), "a cat")
 
 
+@pytest.fixture(scope="module")
+def answering():
+    """A Qwen3-VL that says yes or no."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield tiny_encoders.made_to_answer(tiny_encoders.qwen_clip(patch))
+
+
+def test_vqa_score_from_clip_is_the_log_odds_of_transformers_with_the_same_weights(answering):
+    image = torch.randint(0, 256, (64, 96, 3), generator=torch.Generator().manual_seed(3)) / 255
+    hosted = load_vqa_score(ClipVLM(answering))
+    expected = tiny_encoders.log_odds_by_transformers(answering, image, hosted.verifier.ask_about("a red circle"))
+    assert hosted.score(image[None], "a red circle").item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_images_in_one_call_have_no_influence_on_each_other(answering):
+    hosted, images = load_vqa_score(ClipVLM(answering)), torch.rand(3, 40, 56, 3)
+    together = hosted.score(images, "a cat")
+    assert torch.equal(together, torch.cat([hosted.score(image[None], "a cat") for image in images]))
+    assert len(set(together.flatten().tolist())) == 3
+
+
+def test_a_search_is_judged_by_the_text_encoder_of_the_workflow(answering, demo):
+    hosted = load_vqa_score(ClipVLM(answering))
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    setup = lambda: Sampling.ksampler(  # noqa: E731
+        demo.model, 2, 1.0, "euler", "simple", demo.positive, demo.negative, latent
+    )
+    with torch.inference_mode():
+        found = search(setup, demo.vae, hosted, 3, 4, "a red circle", 1, Graph(), "positive")
+    values = [candidate.values[0][0] for candidate in found.log.candidates]
+    assert len(set(values)) == 4 and values[found.log.best().index] == max(values)
+    assert hosted.score(found.image, "a red circle").item() == max(values)
+
+
+def test_yes_and_no_are_found_in_the_vocabulary_of_a_gemma(monkeypatch):
+    pieces = ["yes", "Yes", "▁yes", "▁Yes", "no", "▁No", "NO", "yesterday", "not"]
+    clip = tiny_encoders.gemma_clip(monkeypatch, pieces=pieces)
+    words = ClipVLM(clip)._word_ids()
+    assert words.keys() == tiny_encoders.words_of(clip).keys() and len(words) == len(pieces) - 2
+
+
+def test_vqa_score_of_a_gemma_tells_images_apart(monkeypatch):
+    hosted = load_vqa_score(
+        ClipVLM(tiny_encoders.made_to_answer(tiny_encoders.gemma_clip(monkeypatch, pieces=["yes", "no"])))
+    )
+    values = hosted.score(torch.stack([torch.zeros(32, 32, 3), torch.rand(32, 32, 3)]), "a cat")
+    assert values.isfinite().all() and values[0] != values[1]
+
+
+def test_a_model_that_says_neither_is_told_with_what_it_says(seeing, monkeypatch):
+    monkeypatch.setattr(hosting, "SPELLINGS", ())  # the small vocabulary of one of them is not without a chance
+    monkeypatch.setattr(hosting, "LIKELIEST", 1)
+    with pytest.raises(VerifierError, match="VQA Score .*failed: the answer begins with neither yes nor no, but with "):
+        load_vqa_score(ClipVLM(seeing)).score(torch.rand(1, 64, 64, 3), "a cat")
+
+
+@pytest.mark.parametrize("unlike", ["no logits", "other logits"])
+def test_a_comfyui_that_chooses_by_other_means_is_refused(unlike):
+    class Clip(FakeClip):
+        def generate(self, tokens, **options):
+            return super().generate(tokens) if unlike == "no logits" else [torch.argmax(torch.eye(4)[2]).item() + 1]
+
+    with pytest.raises(VerifierError, match="shows no probabilities of what CLIP answers.*use VLM Grader, or VLM from"):
+        load_vqa_score(ClipVLM(Clip())).score(shade(0.2), "a cat")
+
+
+def test_cancel_ends_vqa_score_between_images(answering):
+    hosted = load_vqa_score(ClipVLM(answering))
+    mm.interrupt_current_processing()
+    with pytest.raises(mm.InterruptProcessingException):
+        hosted.score(shade(0.5), "a cat")
+
+
 def test_a_gemma_without_eyes_is_refused_though_its_tokenizer_takes_images(monkeypatch):
     with pytest.raises(VerifierError, match="gemma3_4b does not look at images"):
-        ClipVLM(gemma_clip(monkeypatch, "gemma3_4b"))
+        ClipVLM(tiny_encoders.gemma_clip(monkeypatch, "gemma3_4b"))
 
 
 # Nodes

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from .base import VerifierError, require
-from .vlm import Ask, picture
+from .vlm import Ask, first_words, picture, says
 from .weights import content_hash, file_stamp
 
 CONFIG = "config.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 SETTINGS = (".json", ".jinja", ".txt", ".model")
 ANSWER_TOKENS = 1500
-SHOWN = 5  # likeliest tokens, for the message when there is neither yes nor no
 SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": " "})  # as byte-level BPE and SentencePiece write them
 FILES = (
     "A good one is Qwen3-VL-4B-Instruct (Apache-2.0 licence, 8.9 GB): all files of "
@@ -75,10 +74,7 @@ class FolderVLM:
     def _first(self, ask: Ask) -> list[tuple[str, float]]:
         inputs = self._inputs(ask)
         out = self._generate(inputs, max_new_tokens=1, do_sample=False, output_logits=True)
-        logprobs = out.logits[0][0].float().log_softmax(dim=-1).cpu()
-        likely = [index for index in logprobs.topk(min(SHOWN, len(logprobs))).indices.tolist()]
-        rest = {index: self.processor.tokenizer.decode([index]) for index in likely if index not in self._words}
-        return [(text, float(logprobs[index])) for index, text in {**self._words, **rest}.items()]
+        return first_words(out.logits[0][0], self._words, lambda index: self.processor.tokenizer.decode([index]))
 
     def _answer(self, ask: Ask) -> str:
         inputs = self._inputs(ask)
@@ -174,7 +170,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 def _word_ids(tokenizer: Any) -> dict[int, str]:
     """Every token that says yes or no, whatever its case and the spaces around it: id -> text."""
     texts = {index: token.translate(SPACES) for token, index in tokenizer.get_vocab().items()}
-    return {index: text for index, text in sorted(texts.items()) if text.strip().lower() in ("yes", "no")}
+    return {index: text for index, text in sorted(texts.items()) if says(text)}
 
 
 def _positions(config: Any) -> float:

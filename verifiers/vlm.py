@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ MAX_SIDE = 1024  # of an image as the model gets it: more costs tokens and tells
 MIN_SIDE = 28  # processors take 1 or 3 pixels for channels, and refuse what is 200 times as long as wide
 LEAST_MASS = 1e-3  # of yes and no together, below which the model is not answering the question
 LEAST_LOGPROB = -100.0  # some servers say -9999 for "never"
+WORDS = ("yes", "no")
+SHOWN = 5  # likeliest tokens, for the message when there is neither yes nor no
 OVERALL = "overall_score"
 CRITERIA = {
     "accuracy_to_prompt": "Does it show what the prompt asks for, with nothing left out, changed or added?",
@@ -131,6 +133,26 @@ class VQAScore:
         return self.question.replace("{prompt}", prompt.replace('"', '\\"'))
 
 
+def says(text: str) -> str:
+    """ "yes" or "no" where a token says so, whatever its case and the spaces around it, else ""."""
+    word = text.strip().lower()
+    return word if word in WORDS else ""
+
+
+def first_words(
+    logits: torch.Tensor, words: Mapping[int, str], decode: Callable[[int], str], likeliest: int = SHOWN
+) -> list[tuple[str, float]]:
+    """What an answer may begin with, as `VLM.first_tokens` gives it.
+
+    logits: [V] of the first token. words: the tokens that say yes or no, by their ids; `decode` gives the text of the
+    likeliest others.
+    """
+    logprobs = logits.float().log_softmax(dim=-1).cpu()
+    top = logprobs.topk(min(likeliest, len(logprobs))).indices.tolist()
+    texts = {**words, **{index: decode(index) for index in top if index not in words}}
+    return [(text, float(logprobs[index])) for index, text in texts.items()]
+
+
 def log_odds(tokens: Sequence[tuple[str, float]]) -> float:
     """log P(yes) - log P(no) from what an answer may begin with: (text, natural log-probability), each token once.
 
@@ -143,10 +165,7 @@ def log_odds(tokens: Sequence[tuple[str, float]]) -> float:
             "the model's probabilities are not numbers (NaN), as where fp16 overflows: choose another precision"
         )
     tokens = [(text, min(max(logprob, LEAST_LOGPROB), 0.0)) for text, logprob in tokens]
-    yes, no = (
-        math.fsum(math.exp(logprob) for text, logprob in tokens if text.strip().lower() == word)
-        for word in ("yes", "no")
-    )
+    yes, no = (math.fsum(math.exp(logprob) for text, logprob in tokens if says(text) == word) for word in WORDS)
     if yes + no < LEAST_MASS:
         likely = sorted(tokens, key=lambda token: -token[1])[:5]
         shown = ", ".join(f"{text!r} ({math.exp(logprob):.2g})" for text, logprob in likely) or "nothing"
