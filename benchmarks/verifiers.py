@@ -547,7 +547,7 @@ ABOUT = {
     "similarities and heads are fp32 always. (VQA Score has no head of its own; with a language model's last layer "
     "alone in fp32 the differences stayed the same.) The rank correlation is between the orders of the 16 images. bf16 "
     "has an eighth of fp16's digits, so prefer fp16 where candidates are close. (The tiny VQA model in a folder hardly "
-    "tells the images apart, as its spread shows. For VQA Score from a CLIP only the weights are in half precision here: "
+    "tells the images apart, as its spread shows. For VQA Score from a CLIP only the weights are in half precision: "
     "on a CPU ComfyUI computes in fp32.)",
     "about_towers": "Random weights in the sizes of the published models, fp32, one image at a time, resizing "
     "included. Other programs used the cores as well (several at a time), so the time is the fastest of three and an "
