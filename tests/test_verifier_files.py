@@ -142,6 +142,12 @@ def test_a_safetensors_file_without_weights(tmp_path):
     refuses(tmp_path / "model.safetensors", "holds no weights")
 
 
+@pytest.mark.parametrize("content", [[1, 2, 3], torch.zeros(3), None, "text", {"state_dict": {"epoch": 1}}])
+def test_a_torch_file_of_anything_else(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    refuses(tmp_path / "model.pt", "holds no weights")
+
+
 def test_wrong_models(tmp_path):
     """A VAE, an image tower alone, a text encoder without its projection."""
     from safetensors.torch import save_file

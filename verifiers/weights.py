@@ -37,7 +37,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise VerifierError(f"cannot read {path}: it is {kind}; {_REMEDIES[kind]}")
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)} if state else {}
+    items = state.items() if isinstance(state, Mapping) else ()
+    tensors = {str(key): value for key, value in items if isinstance(value, torch.Tensor)}
     if not tensors:
         raise VerifierError(f"{path} holds no weights (found: {_short(state)}); choose the model's weight file")
     if all(key.startswith("module.") for key in tensors):
