@@ -596,6 +596,26 @@ def test_the_key_is_in_no_error_and_no_log(serve, key, caplog, reply):
     assert KEY not in caplog.text
 
 
+@pytest.mark.parametrize("judge", [VLMGrader, VQAScore])
+@pytest.mark.parametrize(
+    "reply",
+    [answer(f"you sent {KEY}"), Reply({"choices": [{"message": {"content": [{"text": KEY}]}}]}), tokens(**{KEY: -0.1})],
+)
+def test_the_key_in_an_answer_is_in_no_error_and_no_log(serve, key, caplog, judge, reply):
+    caplog.set_level(logging.DEBUG)
+    vlm = endpoint(serve(lambda request: reply), key_variable=key)
+    with pytest.raises(VerifierError, match=r"\*\*\*") as caught:
+        judge(vlm).score(shades(1), ["a cat"])
+    assert KEY not in everything_said(caught.value)
+    assert KEY not in caplog.text
+
+
+def test_a_key_that_is_a_plain_word_leaves_answers_alone(serve, monkeypatch):
+    monkeypatch.setenv("TEST_WORD", "score")
+    monkeypatch.setenv("TEST_WORD_HOST", "127.0.0.1")
+    assert torch.equal(grade(serve(), 2, key_variable="TEST_WORD"), grade(serve(), 2))
+
+
 def test_the_key_is_in_no_identity_and_no_repr(serve, key, monkeypatch):
     vlm = endpoint(serve(), key_variable=key)
     before = VLMGrader(vlm).identity(), VQAScore(vlm).identity(), vlm.identity()

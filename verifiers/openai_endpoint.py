@@ -28,6 +28,7 @@ TOP_LOGPROBS = 20
 FEWER_LOGPROBS = 5  # where a server allows no more
 ANSWER_TOKENS = 1500
 MAX_REPLY = 4 * 2**20  # bytes
+LEAST_KEY = 8  # characters of what is worth hiding in an answer
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait
 CHECK_EVERY = 0.1  # seconds between looks at the Cancel button
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -216,9 +217,9 @@ class Endpoint:
         if status != 200:
             raise VerifierError(f"{self.url} answered {said}; check the URL and the model's name ({self.model})")
         try:
-            choice = reply["choices"][0]
+            choice = _without(reply["choices"][0], key)
             choice["message"]["content"]
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, RecursionError):
             raise _Temporary(f"an answer that is no chat completion: {said if body.strip() else 'nothing'}") from None
         return choice
 
@@ -391,6 +392,18 @@ def _retry_after(value: str | None) -> float:
 
 def _hide(text: str, key: str) -> str:
     return text.replace(key, "***") if key else text
+
+
+def _without(answer: Any, key: str) -> Any:
+    """An answer without the key, should the server repeat it there: errors show answers. Shorter ones, such as "none"
+    for a server that needs no key, are words and numbers that answers are made of."""
+    if len(key) < LEAST_KEY:
+        return answer
+    if isinstance(answer, dict):
+        return {name: _without(value, key) for name, value in answer.items()}
+    if isinstance(answer, list):
+        return [_without(value, key) for value in answer]
+    return _hide(answer, key) if isinstance(answer, str) else answer
 
 
 def _line(text: str) -> str:
