@@ -149,6 +149,17 @@ def resolve_dtype(precision: str, device: torch.device | None = None) -> torch.d
     return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
 
 
+def fingerprint(name: str, model_name: str) -> str:
+    """Changes when the file or folder of a loader's entry is replaced: ComfyUI's cache would go on with the old
+    weights. name: in the registry. "" where nothing can be found, of which loading tells."""
+    find = {"aesthetic": head_path, "imagereward": reward_path}.get(name, clip_model_path)
+    try:
+        path, kind = find(model_name), registry.get(name)
+        return str(file_stamp(kind.files(kind.resolve(path, "")[0]) if hasattr(kind, "files") else [path]))
+    except (VerifierError, OSError):
+        return ""
+
+
 def load_clip_score(model_name: str, precision: str = "auto", architecture: str = "") -> HostedVerifier:
     """CLIP Score from an entry of `folders.clip_choices`. Two loads of one file share one network."""
     return _shared("clip_score", clip_model_path(model_name), Path(model_name).name, precision, architecture.strip())

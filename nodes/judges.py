@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.folders import clip_choices, head_choices, reward_choices
-from ..host.verifier import PRECISIONS, load_aesthetic, load_hps, load_imagereward, load_pickscore
+from ..host.verifier import PRECISIONS, fingerprint, load_aesthetic, load_hps, load_imagereward, load_pickscore
 from . import types
 
 
@@ -48,6 +48,10 @@ class PickScore(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, model_name, **inputs) -> str:
+        return fingerprint("pickscore", model_name)
+
+    @classmethod
     def execute(cls, model_name, precision) -> io.NodeOutput:
         return io.NodeOutput(load_pickscore(model_name, precision))
 
@@ -71,6 +75,10 @@ class HPS(io.ComfyNode):
             ],
             outputs=[_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, **inputs) -> str:
+        return fingerprint("hps", model_name)
 
     @classmethod
     def execute(cls, model_name, precision) -> io.NodeOutput:
@@ -101,6 +109,10 @@ class ImageReward(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, model_name, **inputs) -> str:
+        return fingerprint("imagereward", model_name)
+
+    @classmethod
     def execute(cls, model_name, precision) -> io.NodeOutput:
         return io.NodeOutput(load_imagereward(model_name, precision))
 
@@ -129,6 +141,10 @@ class Aesthetic(io.ComfyNode):
             ],
             outputs=[_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, head_name, **inputs) -> str:
+        return fingerprint("aesthetic", head_name)
 
     @classmethod
     def execute(cls, clip_vision, head_name) -> io.NodeOutput:

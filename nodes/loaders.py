@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host.demo import load_generator
 from ..host.folders import clip_choices
-from ..host.verifier import load_clip_score, load_demo_verifier
+from ..host.verifier import fingerprint, load_clip_score, load_demo_verifier
 from . import types
 
 
@@ -43,6 +43,10 @@ class CLIPScore(io.ComfyNode):
             ],
             outputs=[types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, **inputs) -> str:
+        return fingerprint("clip_score", model_name)
 
     @classmethod
     def execute(cls, model_name, precision, architecture) -> io.NodeOutput:

@@ -134,6 +134,22 @@ def test_a_replaced_file_is_loaded_again(tiny):
     assert not torch.equal(load_clip_score("tiny").score(images, "a red circle"), before)
 
 
+@pytest.mark.parametrize("name", ["CLIPScore", "PickScore", "HPS", "ImageReward", "Aesthetic"])
+def test_comfyuis_cache_is_told_of_a_replaced_file(tiny, name):
+    from noise_search.nodes import judges, loaders
+
+    node = getattr(loaders if name == "CLIPScore" else judges, name)
+    file, entry = tiny / "open_clip_model.safetensors", "tiny"
+    if name in ("ImageReward", "Aesthetic"):
+        entry = f"tiny/{file.name}"
+    inputs = {"head_name": entry, "clip_vision": None} if name == "Aesthetic" else {"model_name": entry}
+    before = node.fingerprint_inputs(**inputs)
+    assert node.fingerprint_inputs(**inputs) == before != ""
+    file.write_bytes(file.read_bytes() + b" ")
+    assert node.fingerprint_inputs(**inputs) != before
+    assert node.fingerprint_inputs(**dict.fromkeys(inputs, "gone")) == ""
+
+
 def test_nothing_is_kept_when_the_last_user_goes(tiny):
     hosted = load_clip_score("tiny")
     hosted.score(tiny_clips.images(1), "a")
