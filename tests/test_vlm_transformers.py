@@ -272,6 +272,62 @@ def test_a_kernel_that_the_folder_names_is_not_fetched(folder, name, value):
     assert "evil" not in f"{config._attn_implementation} {config.get_text_config()._attn_implementation}"
 
 
+ELSEWHERE = {
+    "timm's hub": {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/net"},
+    "timm's file": {
+        "model_type": "timm_wrapper",
+        "architecture": "resnet18",
+        "model_args": {"checkpoint_path": "a.pth"},
+    },
+    "a timm backbone": {"model_type": "timm_backbone", "backbone": "resnet18"},
+    "timm's hub as a backbone": {"model_type": "timm_backbone", "backbone": "hf-hub:evil/net"},
+    "a backbone": {"model_type": "detr", "backbone": "evil/net", "use_timm_backbone": False},
+    "a backbone inside": {"model_type": "detr", "backbone_config": {"model_type": "timm_backbone", "backbone": "net"}},
+}
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """The hosts that were asked for; none answers."""
+    import socket
+
+    asked = []
+
+    def refuse(host, *args, **kwargs):
+        asked.append(host)
+        raise OSError("no network")
+
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    return asked
+
+
+@pytest.mark.parametrize("vision", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_network_that_the_folder_names_is_not_fetched(folder, connections, vision):
+    pytest.importorskip("timm")
+    tiny_vlms.break_config(folder, vision_config=vision)
+    with pytest.raises(VerifierError, match="config.json names '.*' as .*, which is not in the folder"):
+        FolderVLM.load(folder)
+    assert not connections
+
+
+def test_nor_is_one_that_transformers_adds_by_itself(folder, connections):
+    """A DETR of transformers 4 has a ResNet of timm unless its configuration says otherwise."""
+    pytest.importorskip("timm")
+    tiny_vlms.break_config(folder, vision_config={"model_type": "detr"})
+    with pytest.raises(VerifierError):
+        FolderVLM.load(folder)
+    assert not connections
+
+
+def test_nor_are_the_names_of_an_image_processors_classes(folder, connections):
+    settings = {"image_processor_type": "OneFormerImageProcessor", "class_info_file": "a.json", "repo_path": "evil/net"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(VerifierError, match="names 'a.json' as class_info_file"):
+        FolderVLM.load(folder)
+    assert not connections
+
+
 def test_a_quantised_model_is_refused(folder):
     tiny_vlms.break_config(folder, quantization_config={"quant_method": "awq", "bits": 4})
     with pytest.raises(VerifierError, match="is quantised"):

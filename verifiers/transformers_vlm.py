@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from .weights import content_hash, file_stamp
 CONFIG = "config.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 SETTINGS = (".json", ".jinja", ".txt", ".model")
+# What transformers and timm fetch by name, even where they are told to stay local: the network inside a model, its
+# weights, the names of an image processor's classes. No model that answers questions needs them.
+ELSEWHERE = ("backbone", "checkpoint_path", "class_info_file", "semantic_model_config")
 ANSWER_TOKENS = 1500
 SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": " "})  # as byte-level BPE and SentencePiece write them
 FILES = (
@@ -143,7 +147,10 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     precision = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
     try:
+        for file in sorted(folder.glob("*config*.json")):
+            _refuse_elsewhere(json.loads(file.read_text("utf-8")), file)
         config = transformers.AutoConfig.from_pretrained(str(folder), **local)
+        _refuse_elsewhere(config.to_dict(), folder / CONFIG)  # with what is so unless it says otherwise
         if getattr(config, "quantization_config", None) is not None:
             raise VerifierError(f"{folder} is quantised, which ComfyUI's memory management cannot move. {FILES}")
         config._attn_implementation = None  # a folder can name a kernel there, which would be fetched and run
@@ -165,6 +172,26 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     if not template or not hasattr(processor, "tokenizer"):
         raise VerifierError(f"{folder} has no chat template, so it is no model to put questions to. {FILES}")
     return model, processor
+
+
+def _refuse_elsewhere(settings: Any, file: Path) -> None:
+    """Raises VerifierError where settings name something outside of the folder."""
+    for key, value in _entries(settings):
+        by_source = key == "architecture" and isinstance(value, str) and ":" in value  # timm's "hf-hub:..."
+        if by_source or (key in ELSEWHERE and value):
+            raise VerifierError(
+                f"{file} names {str(value)[:200]!r} as {key}, which is not in the folder, and nothing is downloaded. "
+                f"{FILES}"
+            )
+
+
+def _entries(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and its value, however deep."""
+    if isinstance(settings, dict):
+        yield from settings.items()
+    if isinstance(settings, dict | list | tuple):
+        for inner in settings.values() if isinstance(settings, dict) else settings:
+            yield from _entries(inner)
 
 
 def _word_ids(tokenizer: Any) -> dict[int, str]:
