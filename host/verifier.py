@@ -261,6 +261,7 @@ def _shared(
     hosted = _loaded.get(key)
     if hosted is None:
         encoder = _encoders.get(network) or kind.open(path, architecture)
+        kind.check(encoder, path)
         hosted = HostedVerifier(kind(encoder, label, dtype, **settings))
         _loaded[key], _encoders[network] = hosted, encoder
     return hosted

@@ -419,6 +419,7 @@ def test_two_nodes_with_one_file_of_comfyuis_share_one_network(models, monkeypat
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": tiny_clips.OPEN_CLIP_CONFIG})
     score = load_clip_score("clip_vision/ViT-tiny.safetensors", architecture="tiny")
     monkeypatch.setattr("noise_search.verifiers.pickscore.PickScore.architecture", "tiny")
+    monkeypatch.setattr("noise_search.verifiers.pickscore.PickScore.weights", 0)
     pick = load_pickscore("clip_vision/ViT-tiny.safetensors")
     assert pick.verifier.module is score.verifier.module and pick.patcher is score.patcher
 

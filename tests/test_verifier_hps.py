@@ -161,6 +161,7 @@ class TestInComfyUI:
         from noise_search.host import folders
 
         monkeypatch.setattr(HPS, "architecture", ARCHITECTURE)
+        monkeypatch.setattr(HPS, "weights", 0)  # tiny ones have fewer
         monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
         monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.FOLDER, ([str(tmp_path / "verifiers")], set()))
         folder_paths.filename_list_cache.pop(folders.FOLDER, None)
@@ -256,3 +257,21 @@ class TestInComfyUI:
         with pytest.raises(VerifierError, match="cannot read .*HPS_v2.1_compressed.pt"):
             hosting.load_hps(checkpoint.name)
         assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
+
+    def test_another_clip_is_refused(self, models, model, monkeypatch):
+        from noise_search.host.verifier import load_hps
+
+        monkeypatch.setattr(HPS, "weights", sum(parameter.numel() for parameter in model.parameters()))
+        assert load_hps("HPS_v2.1_compressed.pt")
+        tiny_clips.save_open_clip_folder(models / "ViT-L-14", embed_dim=16)
+        with pytest.raises(VerifierError, match=r"ViT-L-14 is another model: .*HPS_v2\.1_compressed\.pt"):
+            load_hps("ViT-L-14")
+
+
+def test_a_vit_h_14_has_as_many_weights_as_it_says():
+    import open_clip
+    from noise_search.verifiers.pickscore import PickScore
+
+    with torch.device("meta"):
+        model = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == HPS.weights == PickScore.weights

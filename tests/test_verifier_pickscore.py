@@ -173,6 +173,7 @@ class TestInComfyUI:
         from noise_search.host import folders
 
         root = tmp_path / "verifiers"
+        monkeypatch.setattr(PickScore, "weights", 0)  # tiny ones have fewer
         monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
         monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.FOLDER, ([str(root)], set()))
         folder_paths.filename_list_cache.pop(folders.FOLDER, None)
@@ -254,3 +255,15 @@ class TestInComfyUI:
         with pytest.raises(VerifierError, match="PickScore is config.json and model.safetensors"):
             hosting.load_pickscore("PickScore_v1")
         assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
+
+    @pytest.mark.parametrize("save", [tiny_clips.save_hf_clip_folder, tiny_clips.save_hf_siglip_folder])
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_another_clip_is_refused_also_where_clip_score_uses_it(self, models, monkeypatch, save, shared):
+        from noise_search.host.verifier import load_clip_score, load_pickscore
+
+        monkeypatch.setattr(PickScore, "weights", 986_109_441)
+        save(models / "ViT-B-32")
+        used = load_clip_score("ViT-B-32") if shared else None
+        with pytest.raises(VerifierError, match="ViT-B-32 is another model: .*PickScore is a ViT-H-14 .*PickScore_v1"):
+            load_pickscore("ViT-B-32")
+        del used

@@ -34,6 +34,8 @@ class HPS(CLIPScore):
     name = "hps"
     title = "HPS"
     architecture = "ViT-H-14"
+    weights = 986_109_441
+    source = FILES
 
     def __init__(
         self,

@@ -74,6 +74,8 @@ class NetworkVerifier:
     name = ""
     title = ""
     architecture = ""  # of a single weight file, where the verifier knows it
+    weights = 0  # how many the network has, where it can only be one
+    source = ""  # the files to get
 
     encoder: Any  # a Network
 
@@ -118,6 +120,16 @@ class NetworkVerifier:
     def resolve(cls, path: Path, architecture: str) -> tuple[Path, str]:
         """Path and architecture as `open` is to take them: what decides which network is built."""
         return path, architecture or (cls.architecture if path.is_file() else "")
+
+    @classmethod
+    def check(cls, network: Network, path: Path) -> None:
+        """Raises VerifierError where the network from `path` cannot be this verifier's: by its number of weights."""
+        found = sum(parameter.numel() for parameter in network.module.parameters())
+        if cls.weights and found != cls.weights:
+            raise VerifierError(
+                f"{path} is another model: {found / 1e6:,.1f} million weights, and {cls.title} is a {cls.architecture} "
+                f"of {cls.weights / 1e6:,.1f} million. {cls.source}"
+            )
 
     @classmethod
     def files(cls, path: Path) -> list[Path]:

@@ -32,6 +32,8 @@ class PickScore(CLIPScore):
     name = "pickscore"
     title = "PickScore"
     architecture = "ViT-H-14"
+    weights = 986_109_441
+    source = FILES
 
     def __init__(
         self,
