@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import folder_paths
@@ -22,12 +22,9 @@ HOST_FOLDERS = ("clip_vision", "text_encoders")  # where a whole CLIP may lie al
 HEADS = "aesthetic"
 HEAD_BYTES = 64 * 2**20  # the published heads have 4 MB at most; whole models lie in the same folders
 LLM = "LLM"
-NO_VLM = "(none found: put a vision-language model into models/LLM)"
 REWARDS = "image_reward"
 REWARD_FOLDERS = (REWARDS, "ImageReward")  # where other packs keep it
-NO_REWARD = "(none found: put ImageReward.pt and vocab.txt into models/verifiers)"
-NO_HEAD = "(none found: put an aesthetic head into models/aesthetic)"
-NO_MODEL = "(none found: put a CLIP model into models/verifiers)"
+NONE_FOUND = "(none found)"  # as long as a node of the usual width shows; saved workflows may have it with more words
 A_CLIP = (
     "Make a folder there, such as ViT-B-32, and put open_clip_config.json and open_clip_model.safetensors of "
     "huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K (MIT licence, 605 MB) into it"
@@ -43,6 +40,15 @@ def register_folders() -> None:
         folder_paths.add_model_folder_path(REWARDS, os.path.join(folder_paths.models_dir, folder))
 
 
+def checked(find: Callable[..., Path], name: str | None, **options: str) -> bool | str:
+    """For a node's `validate_inputs`: True, or why `find` has no file of this name. ComfyUI's own answer to a name that
+    is not in the list would not say where to put which file. name: None where another node gives it."""
+    try:
+        return name is None or bool(find(str(name), **options))
+    except VerifierError as error:
+        return str(error)
+
+
 def clip_choices(first: str = "") -> list[str]:
     """What CLIP Score, PickScore and HPS can be pointed at, by path below `models/verifiers` with forward slashes.
 
@@ -51,7 +57,7 @@ def clip_choices(first: str = "") -> list[str]:
     the name, whatever its case. Never empty: with nothing found, the one entry says so, and choosing it raises an error
     that says where to put which file.
     """
-    return sorted(_found(), key=lambda name: (first not in name.lower(), name)) or [NO_MODEL]
+    return sorted(_found(), key=lambda name: (first not in name.lower(), name)) or [NONE_FOUND]
 
 
 def clip_model_path(name: str, files: str = A_CLIP) -> Path:
@@ -60,24 +66,16 @@ def clip_model_path(name: str, files: str = A_CLIP) -> Path:
     files: said when there is no model at all: the files to get, and their licence.
     """
     found = _found()
-    if name in found:
-        return found[name]
-    where = " or ".join(folder_paths.get_folder_paths(FOLDER))
-    if name in (files_of_host := _files_of_host()):
+    if name not in found and name in (files_of_host := _files_of_host()):
         path = files_of_host[name]
         raise VerifierError(f"{path} cannot be used: {lacking(tensor_names(path))}. {files}")
-    close = difflib.get_close_matches(name, found, n=1)
-    if close:
-        raise VerifierError(f"no CLIP model {name!r} in {where}; did you mean {close[0]!r}?")
-    if found:
-        raise VerifierError(f"no CLIP model {name!r} in {where}; found: {', '.join(sorted(found))}")
-    raise VerifierError(f"no CLIP model found in {where}. {files}. Nothing is downloaded by itself")
+    return _chosen(name, found, "CLIP model", (FOLDER,), files)
 
 
 def head_choices() -> list[str]:
     """The small weight files in `models/aesthetic` and `models/verifiers`, by path with forward slashes. Never empty,
     as `clip_choices`."""
-    return sorted(_heads()) or [NO_HEAD]
+    return sorted(_heads()) or [NONE_FOUND]
 
 
 def head_path(name: str) -> Path:
@@ -88,7 +86,7 @@ def head_path(name: str) -> Path:
 def reward_choices() -> list[str]:
     """The weight files in `models/image_reward`, `models/ImageReward` and `models/verifiers`, by path with forward
     slashes; first those with "reward" in the name. Never empty, as `clip_choices`."""
-    return sorted(_rewards(), key=lambda name: ("reward" not in name.lower(), name)) or [NO_REWARD]
+    return sorted(_rewards(), key=lambda name: ("reward" not in name.lower(), name)) or [NONE_FOUND]
 
 
 def reward_path(name: str) -> Path:
@@ -106,22 +104,12 @@ def clip_vision_files() -> list[Path]:
 def vlm_choices() -> list[str]:
     """The vision-language models in `models/LLM`, by path of their folder with forward slashes. Never empty, as
     `clip_choices`."""
-    return sorted(_vlms()) or [NO_VLM]
+    return sorted(_vlms()) or [NONE_FOUND]
 
 
 def vlm_folder(name: str) -> Path:
     """The folder of an entry of `vlm_choices`. Raises VerifierError on any other name, `..` included."""
-    found = _vlms()
-    if name in found:
-        return found[name]
-    where = " or ".join(folder_paths.get_folder_paths(LLM))
-    close = difflib.get_close_matches(name, found, n=1)
-    if close:
-        raise VerifierError(f"no vision-language model {name!r} in {where}; did you mean {close[0]!r}?")
-    listed = f"found: {', '.join(sorted(found))}" if found else "found none"
-    raise VerifierError(
-        f"no vision-language model {name!r} in {where}; {listed}. {VLM_FILES}. Nothing is downloaded by itself"
-    )
+    return _chosen(name, _vlms(), "vision-language model", (LLM,), VLM_FILES)
 
 
 def _vlms() -> dict[str, Path]:
@@ -138,15 +126,16 @@ def _vlms() -> dict[str, Path]:
 
 
 def _chosen(name: str, found: dict[str, Path], kind: str, folders: Sequence[str], files: str) -> Path:
-    """The file of an entry; on any other name VerifierError: what there is and where, and the files to get."""
+    """The file or folder of an entry; on any other name VerifierError: what there is and where, or what to get."""
     if name in found:
         return found[name]
     where = " or ".join(path for folder in folders for path in folder_paths.get_folder_paths(folder))
-    close = difflib.get_close_matches(name, found, n=1)
-    if close:
+    if close := difflib.get_close_matches(name, found, n=1):
         raise VerifierError(f"no {kind} {name!r} in {where}; did you mean {close[0]!r}?")
+    none = name.startswith(NONE_FOUND.rstrip(")"))
+    asked = f"{kind} is chosen. Looked in" if none else f"{kind} {name!r} in"
     listed = f"found: {', '.join(sorted(found))}" if found else "found none"
-    raise VerifierError(f"no {kind} {name!r} in {where}; {listed}. {files}. Nothing is downloaded by itself")
+    raise VerifierError(f"no {asked} {where}; {listed}. {files}. Nothing is downloaded by itself")
 
 
 def _heads() -> dict[str, Path]:

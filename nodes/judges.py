@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.folders import clip_choices, head_choices, reward_choices
+from ..host.folders import checked, clip_choices, clip_model_path, head_choices, head_path, reward_choices, reward_path
 from ..host.verifier import PRECISIONS, fingerprint, load_aesthetic, load_hps, load_imagereward, load_pickscore
+from ..verifiers.hps import FILES as HPS_FILES
+from ..verifiers.pickscore import FILES as PICKSCORE_FILES
 from . import types
 
 
@@ -48,6 +50,10 @@ class PickScore(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name=None) -> bool | str:
+        return checked(clip_model_path, model_name, files=PICKSCORE_FILES)
+
+    @classmethod
     def fingerprint_inputs(cls, model_name, **inputs) -> str:
         return fingerprint("pickscore", model_name)
 
@@ -75,6 +81,10 @@ class HPS(io.ComfyNode):
             ],
             outputs=[_output()],
         )
+
+    @classmethod
+    def validate_inputs(cls, model_name=None) -> bool | str:
+        return checked(clip_model_path, model_name, files=HPS_FILES)
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **inputs) -> str:
@@ -109,6 +119,10 @@ class ImageReward(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name=None) -> bool | str:
+        return checked(reward_path, model_name)
+
+    @classmethod
     def fingerprint_inputs(cls, model_name, **inputs) -> str:
         return fingerprint("imagereward", model_name)
 
@@ -141,6 +155,10 @@ class Aesthetic(io.ComfyNode):
             ],
             outputs=[_output()],
         )
+
+    @classmethod
+    def validate_inputs(cls, head_name=None) -> bool | str:
+        return checked(head_path, head_name)
 
     @classmethod
     def fingerprint_inputs(cls, head_name, **inputs) -> str:

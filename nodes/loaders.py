@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.demo import load_generator
-from ..host.folders import clip_choices
+from ..host.folders import checked, clip_choices, clip_model_path
 from ..host.verifier import fingerprint, load_clip_score, load_demo_verifier
 from . import types
 
@@ -43,6 +43,10 @@ class CLIPScore(io.ComfyNode):
             ],
             outputs=[types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, model_name=None) -> bool | str:
+        return checked(clip_model_path, model_name)
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **inputs) -> str:

@@ -275,6 +275,15 @@ class TestBadInput:
         run = server.run(prompt)
         assert (run.status, "verifier" in run.error) == ("rejected", True)
 
+    @pytest.mark.parametrize("name", ["(none found: put a CLIP model into models/verifiers)", "gone.safetensors"])
+    def test_a_file_that_is_not_there_is_refused_with_where_to_get_it(self, server, name):
+        prompt = graphs.fused()
+        inputs = {"model_name": name, "precision": "auto", "architecture": ""}
+        prompt["clip_score"] = {"class_type": "NoiseSearchCLIPScore", "inputs": inputs}
+        prompt["search"]["inputs"]["verifier"] = ["clip_score", 0]
+        run = server.run(prompt)
+        assert (run.status, "laion/CLIP-ViT-B-32" in run.error) == ("rejected", True)
+
     def test_the_server_goes_on_after_each_of_them(self, server):
         for prompt, _ in BAD.values():
             server.run(prompt)

@@ -323,7 +323,7 @@ class TestInComfyUI:
     def test_small_weight_files_of_both_folders_are_listed(self, models, monkeypatch):
         from noise_search.host import folders
 
-        assert folders.head_choices() == [folders.NO_HEAD]
+        assert folders.head_choices() == [folders.NONE_FOUND]
         for name in ("aesthetic/b.pth", "aesthetic/note.txt", "verifiers/a.safetensors", "verifiers/whole.pt"):
             (models / name).write_bytes(b"x" * (2000 if "whole" in name else 10))
         monkeypatch.setattr(folders, "HEAD_BYTES", 1000)
@@ -344,7 +344,7 @@ class TestInComfyUI:
         from noise_search.host.verifier import load_aesthetic
 
         with pytest.raises(VerifierError) as raised:
-            load_aesthetic(clip_vision, folders.NO_HEAD)
+            load_aesthetic(clip_vision, folders.NONE_FOUND)
         for part in (
             str(models / "aesthetic"),
             "sac+logos+ava1-l14-linearMSE.pth",

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import time
 import weakref
 from types import SimpleNamespace
@@ -323,7 +324,7 @@ def test_precision(monkeypatch):
 
 
 def test_choices(models):
-    assert folders.clip_choices() == [folders.NO_MODEL]
+    assert folders.clip_choices() == [folders.NONE_FOUND]
     for name in ("b.safetensors", "a.pt", "notes.txt", "deep/er/c.bin"):
         (models / name).parent.mkdir(parents=True, exist_ok=True)
         (models / name).write_bytes(b"")
@@ -338,10 +339,46 @@ def test_choices(models):
 
 def test_nothing_found_says_where_to_put_what(models):
     with pytest.raises(VerifierError) as raised:
-        load_clip_score(folders.NO_MODEL)
+        load_clip_score(folders.NONE_FOUND)
     message = str(raised.value)
     for part in (str(models), "open_clip_model.safetensors", "laion/CLIP-ViT-B-32", "MIT", "Nothing is downloaded"):
         assert part in message
+
+
+@pytest.mark.parametrize("name", [folders.NONE_FOUND, "(none found: put a CLIP model into models/verifiers)"])
+@pytest.mark.parametrize(("there", "found"), [([], "found none"), (["b.pt", "a.pt"], "found: a.pt, b.pt")])
+def test_a_workflow_made_when_there_was_none_is_told_to_choose(models, there, found, name):
+    for file in there:
+        (models / file).write_bytes(b"")
+    folder_paths.filename_list_cache.pop(folders.FOLDER, None)
+    with pytest.raises(VerifierError, match=f"no CLIP model is chosen. Looked in .*{models}.*; {found}. Make a folder"):
+        load_clip_score(name)
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "files"),
+    [
+        ("CLIPScore", "model_name", "laion/CLIP-ViT-B-32"),
+        ("PickScore", "model_name", "yuvalkirstain/PickScore_v1"),
+        ("HPS", "model_name", "xswu/HPSv2"),
+        ("ImageReward", "model_name", "THUDM/ImageReward"),
+        ("Aesthetic", "head_name", "sac\\+logos"),
+    ],
+)
+def test_the_node_says_so_before_anything_runs(models, node, name, files):
+    from noise_search.nodes import judges, loaders
+
+    kind = getattr(loaders, node, None) or getattr(judges, node)
+    said = kind.validate_inputs(**{name: "nothing.pt"})
+    assert re.search(f"no .* 'nothing.pt' in .*{files}.*Nothing is downloaded", said)
+    assert kind.validate_inputs() is True  # another node gives it
+    assert isinstance(kind.validate_inputs(**{name: 5}), str)
+
+
+def test_a_name_that_is_listed_passes(models, tiny):
+    from noise_search.nodes.loaders import CLIPScore
+
+    assert CLIPScore.validate_inputs("tiny") is True
 
 
 @pytest.mark.parametrize(

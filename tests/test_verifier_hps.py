@@ -244,7 +244,7 @@ class TestInComfyUI:
 
         checkpoint.unlink()
         with pytest.raises(VerifierError) as raised:
-            load_hps(folders.NO_MODEL)
+            load_hps(folders.NONE_FOUND)
         for part in (str(models), "HPS_v2.1_compressed.pt", "Apache-2.0", "1.97 GB", "Nothing is downloaded"):
             assert part in str(raised.value)
 

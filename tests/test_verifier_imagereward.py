@@ -353,12 +353,12 @@ class TestInComfyUI:
             reward_path(name)
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models):
-        from noise_search.host.folders import NO_REWARD, reward_choices
+        from noise_search.host.folders import NONE_FOUND, reward_choices
         from noise_search.host.verifier import load_imagereward
 
-        assert reward_choices() == [NO_REWARD]
+        assert reward_choices() == [NONE_FOUND]
         with pytest.raises(VerifierError) as raised:
-            load_imagereward(NO_REWARD)
+            load_imagereward(NONE_FOUND)
         where = [str(models / folder) for folder in ("verifiers", "image_reward", "ImageReward")]
         for text in (*PUBLISHED, *where, "Nothing is downloaded"):
             assert text in str(raised.value)

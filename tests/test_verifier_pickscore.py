@@ -241,7 +241,7 @@ class TestInComfyUI:
 
         shutil.rmtree(models / "PickScore_v1")
         with pytest.raises(VerifierError) as raised:
-            load_pickscore(folders.NO_MODEL)
+            load_pickscore(folders.NONE_FOUND)
         for part in (str(models), "yuvalkirstain/PickScore_v1", "MIT", "3.94 GB", "Nothing is downloaded"):
             assert part in str(raised.value)
 

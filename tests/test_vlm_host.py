@@ -63,9 +63,9 @@ def test_only_models_that_see_are_listed(models, tiny):
     assert vlm_choices() == ["maker/tiny"]
 
 
-@pytest.mark.parametrize("name", ["../tiny", folders.NO_VLM, "/etc", ""])
+@pytest.mark.parametrize("name", ["../tiny", folders.NONE_FOUND, "/etc", ""])
 def test_without_a_model_the_error_names_one(models, name):
-    assert vlm_choices() == [folders.NO_VLM]
+    assert vlm_choices() == [folders.NONE_FOUND]
     with pytest.raises(VerifierError, match=r"found none. .*Qwen3-VL-4B-Instruct \(Apache-2.0 licence, 8.9 GB\)"):
         load_vlm_folder(name)
 
