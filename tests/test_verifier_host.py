@@ -193,6 +193,24 @@ def test_with_too_little_memory_no_part_stays_behind(tiny, monkeypatch):
     mm.current_loaded_models[:] = [loaded for loaded in mm.current_loaded_models if loaded.model is not hosted.patcher]
 
 
+def test_dynamic_vram_finds_no_parameter_that_it_would_move_for_good(tiny):
+    """ComfyUI's own list for dynamic loading, with the meta device for a GPU."""
+    plain, verifier = CLIPScore.load(tiny), CLIPScore.load(tiny)
+    hosted = HostedVerifier(verifier)
+    hosted.patcher._load_list(for_dynamic=True, default_device=torch.device("meta"))
+    assert {tensor.device.type for tensor in verifier.module.state_dict().values()} == {"cpu"}
+    assert verifier.module.state_dict().keys() == plain.module.state_dict().keys()
+    pictures = tiny_clips.images(2)
+    assert torch.equal(hosted.score(pictures, "a cat"), plain.score(pictures, ["a cat"] * 2))
+
+
+def test_what_is_counted_as_weights_is_the_same_under_comfyuis_patcher(tiny):
+    verifier = CLIPScore.load(tiny)
+    before = sum(parameter.numel() for parameter in verifier.module.parameters())
+    HostedVerifier(verifier)
+    assert sum(tensor.numel() for tensor in verifier.module.state_dict().values()) == before
+
+
 def test_a_failed_load_leaves_nothing(tiny, models):
     path = models / "cut.safetensors"
     path.write_bytes((tiny / "open_clip_model.safetensors").read_bytes()[:-100])

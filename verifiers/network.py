@@ -124,7 +124,7 @@ class NetworkVerifier:
     @classmethod
     def check(cls, network: Network, path: Path) -> None:
         """Raises VerifierError where the network from `path` cannot be this verifier's: by its number of weights."""
-        found = sum(parameter.numel() for parameter in network.module.parameters())
+        found = sum(tensor.numel() for tensor in network.module.state_dict().values())
         if cls.weights and found != cls.weights:
             raise VerifierError(
                 f"{path} is another model: {found / 1e6:,.1f} million weights, and {cls.title} is a {cls.architecture} "
