@@ -68,6 +68,16 @@ def ask_yes_no(server, count=1, **settings):
 # What is sent
 
 
+def test_proxies_of_the_environment_are_not_used(serve, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody listens
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = serve()
+    grade(server, tries=1)
+    assert len(server.requests) == 1
+
+
 def test_the_question_of_vqa_score(serve):
     server = serve(lambda request: tokens(Yes=-0.1, No=-2.5))
     VQAScore(endpoint(server)).score(shades(1), ['a sign "OPEN"'])
