@@ -165,9 +165,12 @@ def resolve_dtype(precision: str, device: torch.device | None = None) -> torch.d
     return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
 
 
-def fingerprint(name: str, model_name: str) -> str:
+def fingerprint(name: str, model_name: str | None) -> str:
     """Changes when the file or folder of a loader's entry is replaced: ComfyUI's cache would go on with the old
-    weights. name: in the registry. "" where nothing can be found, of which loading tells."""
+    weights. name: in the registry. "" where nothing can be found, of which loading tells, and for None, by which
+    ComfyUI says that the entry comes from another node."""
+    if model_name is None:
+        return ""
     find = {"aesthetic": head_path, "imagereward": reward_path}.get(name, clip_model_path)
     try:
         path, kind = find(model_name), registry.get(name)

@@ -160,6 +160,16 @@ def load_vlm_folder(model_name: str, precision: str = "auto") -> FolderVLM:
     return vlm
 
 
+def fingerprint(model_name: str | None) -> str:
+    """As `verifier.fingerprint`, for the entry of a folder."""
+    if model_name is None:
+        return ""
+    try:
+        return str(file_stamp(model_files(vlm_folder(model_name))))
+    except (VerifierError, OSError):
+        return ""
+
+
 def vlm_dtype(precision: str, device: torch.device | None = None) -> torch.dtype:
     """As `resolve_dtype`, but bf16 goes before fp16: most of these models overflow in fp16."""
     device = device or mm.get_torch_device()

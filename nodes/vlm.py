@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host.folders import vlm_choices
 from ..host.verifier import PRECISIONS
-from ..host.vlm import ClipVLM, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
+from ..host.vlm import ClipVLM, fingerprint, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from ..verifiers.vlm import QUESTION
 from . import types
 
@@ -45,6 +45,10 @@ class VLMFolder(io.ComfyNode):
             ],
             outputs=[_vlm_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, **inputs) -> str:
+        return fingerprint(model_name)
 
     @classmethod
     def execute(cls, model_name, precision) -> io.NodeOutput:

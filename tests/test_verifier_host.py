@@ -135,6 +135,11 @@ def test_a_replaced_file_is_loaded_again(tiny):
     assert not torch.equal(load_clip_score("tiny").score(images, "a red circle"), before)
 
 
+@pytest.mark.parametrize("name", ["clip_score", "pickscore", "hps", "imagereward", "aesthetic"])
+def test_an_entry_from_another_node_does_not_run_the_loader_every_time(name):
+    assert hosting.fingerprint(name, None) == ""
+
+
 @pytest.mark.parametrize("name", ["CLIPScore", "PickScore", "HPS", "ImageReward", "Aesthetic"])
 def test_comfyuis_cache_is_told_of_a_replaced_file(tiny, name):
     from noise_search.nodes import judges, loaders

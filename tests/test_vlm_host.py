@@ -92,6 +92,16 @@ def test_two_judges_of_one_folder_share_one_network(tiny):
     assert load_vlm_folder("maker/tiny", "bf16") is not load_vlm_folder("maker/tiny")
 
 
+def test_comfyuis_cache_is_told_of_a_replaced_model(tiny, nodes):
+    def told(name):
+        return nodes["NoiseSearchVLMFolder"].fingerprint_inputs(model_name=name, precision="auto")
+
+    before = told("maker/tiny")
+    tiny_vlms.save_vlm(tiny, seed=1)
+    assert told("maker/tiny") == told("maker/tiny") != before
+    assert told(None) == told("maker/other") == ""
+
+
 def test_nothing_stays_when_the_judge_goes(tiny):
     hosted = load_vqa_score(load_vlm_folder("maker/tiny"))
     hosted.score(shade(0.5), "a red circle")
