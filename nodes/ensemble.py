@@ -44,7 +44,7 @@ class Ensemble(io.ComfyNode):
                     "node, report and log say, and the others go on. The last one that decides always stops it.",
                 ),
             ],
-            outputs=[types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod

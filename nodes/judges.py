@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.folders import checked, clip_choices, clip_model_path, head_choices, head_path, reward_choices, reward_path
-from ..host.verifier import PRECISIONS, fingerprint, load_aesthetic, load_hps, load_imagereward, load_pickscore
+from ..host.verifier import fingerprint, load_aesthetic, load_hps, load_imagereward, load_pickscore
 from ..verifiers.hps import FILES as HPS_FILES
 from ..verifiers.pickscore import FILES as PICKSCORE_FILES
 from . import types
@@ -13,20 +13,6 @@ from . import types
 
 def _model_input(first: str, tooltip: str) -> io.Combo.Input:
     return io.Combo.Input("model_name", options=clip_choices(first), tooltip=f"{tooltip} Nothing is downloaded.")
-
-
-def _precision_input(value: str = "similarity") -> io.Combo.Input:
-    return io.Combo.Input(
-        "precision",
-        options=list(PRECISIONS),
-        default="auto",
-        tooltip=f"How the towers compute; the {value} itself is always fp32. Auto: what the GPU is good at (fp16, "
-        "else bf16), fp32 on the CPU.",
-    )
-
-
-def _output() -> io.Output:
-    return types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")
 
 
 class PickScore(io.ComfyNode):
@@ -44,9 +30,9 @@ class PickScore(io.ComfyNode):
                     "PickScore v1, from models/verifiers: a folder with config.json and model.safetensors of "
                     "yuvalkirstain/PickScore_v1 (MIT licence, 3.94 GB), or model.safetensors alone.",
                 ),
-                _precision_input(),
+                types.towers_precision_input(),
             ],
-            outputs=[_output()],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod
@@ -77,9 +63,9 @@ class HPS(io.ComfyNode):
                     "HPS, from models/verifiers: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2 "
                     "(Apache-2.0 licence, 1.97 GB each).",
                 ),
-                _precision_input(),
+                types.towers_precision_input(),
             ],
-            outputs=[_output()],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod
@@ -113,9 +99,9 @@ class ImageReward(io.ComfyNode):
                     "models/image_reward or models/ImageReward, with BERT's vocab.txt beside it. Nothing is "
                     "downloaded.",
                 ),
-                _precision_input("reward"),
+                types.towers_precision_input("reward"),
             ],
-            outputs=[_output()],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod
@@ -153,7 +139,7 @@ class Aesthetic(io.ComfyNode):
                     "sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 licence). Nothing is downloaded.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod

@@ -27,13 +27,7 @@ class CLIPScore(io.ComfyNode):
                     "folder, or one weight file; or a file with both towers from models/clip_vision or "
                     "models/text_encoders. Nothing is downloaded.",
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=["auto", "fp32", "fp16", "bf16"],
-                    default="auto",
-                    tooltip="How the towers compute; the similarity itself is always fp32. Auto: what the GPU is good "
-                    "at (fp16, else bf16), fp32 on the CPU.",
-                ),
+                types.towers_precision_input(),
                 io.String.Input(
                     "architecture",
                     default="",
@@ -41,7 +35,7 @@ class CLIPScore(io.ComfyNode):
                     "Empty: found from the weights.",
                 ),
             ],
-            outputs=[types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.verifier import PRECISIONS
+
 CATEGORY = "Noise Search"
 MAX_CANDIDATES = 4096
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -40,6 +42,22 @@ def verifier_input() -> io.Input:
     return Verifier.Input(
         "verifier",
         tooltip="Scores every candidate; the highest score wins. Connect CLIP Score or another verifier loader.",
+    )
+
+
+def verifier_output() -> io.Output:
+    return Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")
+
+
+def precision_input(tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input("precision", options=list(PRECISIONS), default="auto", tooltip=tooltip)
+
+
+def towers_precision_input(value: str = "similarity") -> io.Combo.Input:
+    """Of a verifier's towers; `value` is what it makes of their embeddings."""
+    return precision_input(
+        f"How the towers compute; the {value} itself is always fp32. Auto: what the GPU is good at (fp16, else bf16), "
+        "fp32 on the CPU."
     )
 
 
