@@ -130,7 +130,8 @@ def check_values(
             row = int(bad.nonzero()[0, 0])
             raise ValueError(
                 f"verifier {member} scored candidate {candidate} (image {row + 1} of {rows}) as "
-                f"{float(values[row, column])}, which is not a number to rank by"
+                f"{float(values[row, column])}, which is not a number to rank by: try another precision (fp16 can "
+                "overflow), or get its file again"
             )
     return values
 

@@ -72,6 +72,27 @@ def test_truncated_weights_in_a_transformers_folder(tmp_path):
     refuses(tmp_path, "model.safetensors", "download it again")
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": 3}, {"weight_map": {"logit_scale": 1}}])
+def test_an_index_of_nothing(tmp_path, index):
+    tiny_clips.save_hf_clip_folder(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    refuses(tmp_path / "model", "does not say which files")
+
+
+def test_weights_in_several_files(tmp_path):
+    model = tiny_clips.save_hf_clip_folder(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="1MB")
+    tiny_clips.save_clip_tokenizer(tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    whole, parts = (CLIPScore.load(tmp_path / name) for name in ("whole", "parts"))
+    images = tiny_clips.images(2)
+    assert torch.equal(parts.score(images, ["a", "b"]), whole.score(images, ["a", "b"]))
+    part = sorted((tmp_path / "parts").glob("*.safetensors"))[-1]
+    part.unlink()
+    refuses(tmp_path / "parts", part.name, "No such file")
+
+
 def test_pickle_where_safetensors_is_expected(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))

@@ -223,7 +223,7 @@ def _load_transformers_folder(folder: Path, weights: Path) -> DualEncoder:
     config = _transformers_config(folder)
     shards = [weights]
     if weights.name.endswith(".index.json"):
-        shards = [folder / name for name in sorted(set(_read_json(weights).get("weight_map", {}).values()))]
+        shards = _shards(weights)
     for shard in shards:
         read_weights(shard)  # refuses what is unsafe or damaged in our words, before transformers does in its own
     _check_tokenizer(folder, f"{config.model_type} text tower")
@@ -695,6 +695,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise VerifierError(f"{path} is not a JSON object; take the file from the model's own repository")
     return data
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files among which an index says that the weights are."""
+    names = _read_json(index).get("weight_map")
+    if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise VerifierError(f"{index} does not say which files the weights are in; take it from the model's repository")
+    return [index.parent / name for name in sorted(set(names.values()))]
 
 
 def _setting_files(folder: Path) -> tuple[Path, ...]:
