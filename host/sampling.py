@@ -69,7 +69,7 @@ class Sampling:
         )
         self.model = guider.model_patcher
         self.sampler = sampler
-        self.sigmas = sigmas.clone()  # some samplers write into them
+        self.sigmas = sigmas
         self.steps = max(len(sigmas) - 1, 0)
         self.ratios = {key: latent[key] for key in RATIO_KEYS if key in latent}
         self.latent = {key: value for key, value in latent.items() if key not in RATIO_KEYS}
@@ -186,7 +186,7 @@ class Sampling:
                 noise,
                 samples,
                 sampler or self.sampler,
-                sigmas,
+                sigmas.clone(),  # some samplers write into them: the next candidate would have another schedule
                 denoise_mask=self.latent.get("noise_mask"),
                 callback=on_step,
                 disable_pbar=True,  # the search has one bar of its own

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("comfy")
 
+import comfy.k_diffusion.sampling as k_diffusion
 import comfy.samplers
 from comfy_extras import nodes_custom_sampler
 from noise_search.host.sampling import Sampling
@@ -88,6 +89,20 @@ def test_the_winner_is_the_stock_run_with_its_seed(demo, brightness, sampler):
     result = searched(demo, brightness, sampling_of(demo, sampler, empty(), 1.0), 10, candidates=3)
     stock = stock_ksampler(demo, result.seed, sampler, empty(), 1.0)
     assert torch.equal(result.latent["samples"], stock["samples"])
+
+
+def test_a_sampler_that_writes_into_its_sigmas_changes_no_later_candidate(demo, brightness, monkeypatch):
+    def shrinking(model, x, sigmas, **more):
+        samples = k_diffusion.sample_euler(model, x, sigmas, **more)
+        sigmas *= 0.9
+        return samples
+
+    monkeypatch.setattr(k_diffusion, "sample_shrinking", shrinking, raising=False)
+    monkeypatch.setattr(comfy.samplers, "KSAMPLER_NAMES", [*comfy.samplers.KSAMPLER_NAMES, "shrinking"])
+    sampling = sampling_of(demo, "shrinking", empty(), 1.0)
+    second = searched(demo, brightness, sampling, 10, candidates=3, top_k=3).log.candidates[1]
+    alone = searched(demo, brightness, sampling_of(demo, "shrinking", empty(), 1.0), 11)
+    assert second.values == alone.log.candidates[0].values
 
 
 def test_seeds_wrap_around(demo, brightness):
