@@ -7,6 +7,7 @@ import textwrap
 import time
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
 import latent_preview
 import torch
@@ -70,6 +71,7 @@ class SearchProgress:
     def candidate(self, run: Run, candidate: Candidate) -> None:
         """A candidate is scored: a line of text, and its image where it is the best so far."""
         self.spending = run.spending
+        comfy.model_management.throw_exception_if_processing_interrupted()  # what is remembered asks nobody else
         if candidate.recalled and time.monotonic() < self.shown + SHOW_EVERY:
             return  # they come faster than anyone can look
         self.shown = time.monotonic()

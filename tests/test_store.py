@@ -13,7 +13,7 @@ import comfy.model_management as mm
 from noise_search.host.engine import Options
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.store import FILE, Settings, Store, StoreError
+from noise_search.host.store import FILE, Settings, Store, StoredMemory, StoreError
 from noise_search.search.budget import Budget
 from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.engine import Rendered
@@ -111,6 +111,22 @@ def test_after_cancel_it_goes_on(store, find, algorithm, at):
     assert found(resumed) == found(whole)
     assert len(resumed.log.recalled) == at
     assert rest < evaluated + STEPS + 1
+
+
+def test_cancel_is_honoured_while_candidates_are_remembered(store, find, monkeypatch):
+    find(store)
+    recalled = []
+
+    def candidate(memory, work):
+        recalled.append(work)
+        mm.interrupt_current_processing(len(recalled) == 2)
+        return remembered(memory, work)
+
+    remembered = StoredMemory.candidate
+    monkeypatch.setattr(StoredMemory, "candidate", candidate)
+    with pytest.raises(mm.InterruptProcessingException):
+        find(store)
+    assert len(recalled) == 2
 
 
 @every_algorithm
