@@ -246,7 +246,8 @@ class _Job:
         try:
             if not all(self._can_come_from(candidates, recipe) for rank in ranks for recipe in rank):
                 raise ValueError("no search of this workflow finds such a recipe")
-            pool = self.run(ReplayRecipe(recipes, tuple(others)), Budget(2 * len(winners.recipes)))
+            most = sum(1 + len(recipe.jumps) for rank in ranks for recipe in rank)  # stock runs; a jump adds up to one
+            pool = self.run(ReplayRecipe(recipes, tuple(others)), Budget(2 * most))
         except ValueError as error:
             self.notes.append(f"The recipe in this picture's workflow cannot be made here ({error}), so it searched.")
             return None

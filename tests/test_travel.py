@@ -58,6 +58,17 @@ class Lighter(Red):
     add = 0.05
 
 
+class LikesStock(Red):
+    """Likes the first image that it ever sees most."""
+
+    def __init__(self):
+        self.liked = None
+
+    def score(self, images, prompts):
+        self.liked = images.clone() if self.liked is None else self.liked
+        return -(images - self.liked).abs().mean(dim=(1, 2, 3)).reshape(-1, 1)
+
+
 def prompt_of(**inputs):
     """The graph as ComfyUI hands it over, as far as it matters here: the node, and one before it."""
     return {"1": node("Encode", text="a cat"), "7": node("NoiseSearchKSampler", positive=["1", 0], **inputs)}
@@ -131,6 +142,14 @@ def test_a_picture_made_again_travels_on(find):
     again = find(find(first.workflow).workflow)
     assert again.log.algorithm == REPLAY
     assert torch.equal(again.image, first.image)
+
+
+def test_the_best_k_are_made_again_though_all_but_the_best_are_long_paths(find):
+    verifier, long = LikesStock(), SearchOverPaths(paths=1, branches=2, sigma=0.3, forward=0.4, backward=0.45)
+    first = find(algorithm=long, verifier=verifier, top_k=4, candidates=30)
+    again = find(first.workflow, long, verifier=verifier, top_k=4, candidates=30)
+    assert again.log.candidates[1].nfe > 3 * again.log.candidates[0].nfe
+    assert [image.tolist() for image in again.top_images] == [image.tolist() for image in first.top_images]
 
 
 def test_each_run_of_a_node_has_its_own(find):
