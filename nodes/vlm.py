@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.folders import vlm_choices
-from ..host.verifier import PRECISIONS
+from ..host.folders import checked, vlm_choices, vlm_folder
 from ..host.vlm import ClipVLM, fingerprint, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from ..verifiers.vlm import QUESTION
 from . import types
@@ -13,10 +12,6 @@ from . import types
 
 def _vlm_output() -> io.Output:
     return types.VLM.Output(display_name="vlm", tooltip="For VQA Score or VLM Grader.")
-
-
-def _verifier_output() -> io.Output:
-    return types.Verifier.Output(display_name="verifier", tooltip="For the search nodes, Verifier Score.")
 
 
 class VLMFolder(io.ComfyNode):
@@ -36,15 +31,16 @@ class VLMFolder(io.ComfyNode):
                     "safetensors weights, such as Qwen3-VL-4B-Instruct (Apache-2.0 licence, 8.9 GB). Nothing is "
                     "downloaded.",
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="auto",
-                    tooltip="How the model computes. Auto: bf16 on a GPU that has it, else fp16; fp32 on the CPU.",
+                types.precision_input(
+                    "How the model computes. Auto: bf16 on a GPU that has it, else fp16; fp32 on the CPU."
                 ),
             ],
             outputs=[_vlm_output()],
         )
+
+    @classmethod
+    def validate_inputs(cls, model_name=None) -> bool | str:
+        return checked(vlm_folder, model_name)
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **inputs) -> str:
@@ -155,7 +151,7 @@ class VQAScore(io.ComfyNode):
                     "Scores of different questions cannot be compared.",
                 ),
             ],
-            outputs=[_verifier_output()],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod
@@ -196,7 +192,7 @@ class VLMGrader(io.ComfyNode):
                     "answer, whatever this says.",
                 ),
             ],
-            outputs=[_verifier_output()],
+            outputs=[types.verifier_output()],
         )
 
     @classmethod

@@ -360,6 +360,10 @@ def test_choices(models):
     assert folders.clip_model_path("deep/er/c.bin") == models / "deep" / "er" / "c.bin"
 
 
+def test_an_empty_list_is_said_in_as_few_words_as_a_node_shows():
+    assert len(folders.NONE_FOUND) <= 17  # of the usual width, in either look of the front end
+
+
 def test_nothing_found_says_where_to_put_what(models):
     with pytest.raises(VerifierError) as raised:
         load_clip_score(folders.NONE_FOUND)

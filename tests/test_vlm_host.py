@@ -70,6 +70,14 @@ def test_without_a_model_the_error_names_one(models, name):
         load_vlm_folder(name)
 
 
+def test_the_node_says_so_before_anything_runs(models, tiny):
+    from noise_search.nodes.vlm import VLMFolder
+
+    assert "did you mean 'maker/tiny'" in VLMFolder.validate_inputs("maker/tinny")
+    for listed in ("maker/tiny", None):  # None: another node gives it
+        assert VLMFolder.validate_inputs(listed) is True
+
+
 def test_a_misspelt_model_gets_a_suggestion(tiny):
     with pytest.raises(VerifierError, match="no vision-language model 'maker/tinny' in .*; did you mean 'maker/tiny'?"):
         load_vlm_folder("maker/tinny")
