@@ -177,7 +177,7 @@ def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callab
 def obstacle(sampling: Sampling) -> str | None:
     """Why candidates of this sampling may not share a batch, or None."""
     samples = sampling.latent["samples"]
-    if samples.is_nested or sampling.rows > 1 or sampling.latent.get("batch_index") is not None:
+    if samples.is_nested or sampling.items > 1 or sampling.latent.get("batch_index") is not None:
         return "the latent is a batch itself, or made of several tensors"
     if not sampling.deterministic:
         return "the sampler draws noise of its own, which would depend on the batch"

@@ -255,6 +255,7 @@ class ComfyEngine:
         seconds = {"sample": sampled.seconds, "decode": decoded.seconds, "score": scored.seconds}
         self.books.answer(sampled.nfe, seconds)
         images = decoded.images
+        take = take_row if self.rows > 1 else lambda samples, row: samples  # of a video all items
         return Rendered(
             recipes=recipes,
             values=scored.values,
@@ -262,7 +263,7 @@ class ComfyEngine:
             nfe_per_row=sampled.nfe // self.rows,
             seconds=seconds,
             results=[
-                Result(take_row(sampled.latent["samples"], row), take_row(sampled.denoised["samples"], row), image)
+                Result(take(sampled.latent["samples"], row), take(sampled.denoised["samples"], row), image)
                 for row, image in enumerate(images)
             ],
             thumbnails=thumbnails(images) if error is None else None,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -28,14 +29,15 @@ NOISY_SAMPLERS = ("ancestral", "sde", "lcm", "ddpm", "seeds", "sa_solver")  # pa
 
 
 class Evaluations:
-    """Counts rows through the denoiser, where it is called."""
+    """Counts rows through the denoiser, where it is called. items: of the latent batch that make one row."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: int = 1) -> None:
         self.rows = 0
+        self.items = items
 
     def __call__(self, executor: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.rows += x.shape[0]
+        self.rows += x.shape[0] // self.items
         return executor(x, *args, **kwargs)
 
 
@@ -59,7 +61,12 @@ class Sampling:
         self.source = guider
         self.guider = copy.copy(guider)
         self.guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
-        self.evaluations = Evaluations()
+        self.model = guider.model_patcher
+        self.ratios = {key: latent[key] for key in RATIO_KEYS if key in latent}
+        self.latent = {key: value for key, value in latent.items() if key not in RATIO_KEYS}
+        self.latent["samples"] = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"], **self.ratios)
+        check_latent(self.model, self.latent["samples"])
+        self.evaluations = Evaluations(self.items // self.rows)
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             WRAPPER_KEY,
@@ -67,14 +74,9 @@ class Sampling:
             self.guider.model_options,
             is_model_options=True,
         )
-        self.model = guider.model_patcher
         self.sampler = sampler
         self.sigmas = sigmas
         self.steps = max(len(sigmas) - 1, 0)
-        self.ratios = {key: latent[key] for key in RATIO_KEYS if key in latent}
-        self.latent = {key: value for key, value in latent.items() if key not in RATIO_KEYS}
-        self.latent["samples"] = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"], **self.ratios)
-        check_latent(self.model, self.latent["samples"])
         self.settings = dict(settings)
         self.to_intermediate_dtype = to_intermediate_dtype
 
@@ -121,6 +123,11 @@ class Sampling:
 
     @property
     def rows(self) -> int:
+        """What is searched side by side: the items of the latent batch, or a single video whose frames they are."""
+        return 1 if takes_frames(self.model) else self.items
+
+    @property
+    def items(self) -> int:
         """How many items the latent batch has."""
         samples = self.latent["samples"]
         return samples.unbind()[0].shape[0] if samples.is_nested else samples.shape[0]
@@ -137,12 +144,14 @@ class Sampling:
         if len(recipes) == 1:
             [recipe] = recipes
             drawn = recipe.batch, recipe.batch_index
-            if recipe.row is None and drawn in ((None, None), (self.rows, index)):
+            if recipe.row is None and drawn in ((None, None), (self.items, index)):
+                if self.rows < self.items:
+                    return (recipe.for_batch(self.items, index),)
                 return recipe.for_items(self.rows, index)
-            if self.rows > 1 or recipe.row is None and recipe.batch not in (None, 1):
+            if self.items > 1 or recipe.row is None and recipe.batch not in (None, 1):
                 raise ValueError(
                     f"the recipe is for {'one item' if recipe.row is not None else 'a batch'} of {recipe.batch or 1} "
-                    f"drawn with batch_index {recipe.batch_index}, but the latent has {self.rows} items with "
+                    f"drawn with batch_index {recipe.batch_index}, but the latent has {self.items} items with "
                     f"batch_index {index}. Connect the latent that the recipe was made with, or a list of one recipe "
                     "for each item."
                 )
@@ -213,6 +222,12 @@ class Sampling:
 
         flat = self.guider.model_patcher.model.process_latent_out(x0.cpu())
         return comfy.nested_tensor.NestedTensor(comfy.utils.unpack_latents(flat, [t.shape for t in samples.unbind()]))
+
+
+def takes_frames(model: Any) -> bool:
+    """Whether the latent batch of a MODEL is one video: Stable Video Diffusion, and AnimateDiff by the name under which
+    its pack keeps its motion models."""
+    return isinstance(model.model, comfy.model_base.SVD_img2vid) or bool(model.additional_models.get("ADE"))
 
 
 def adds_noise(sampler: Any) -> bool:

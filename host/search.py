@@ -268,8 +268,8 @@ class _Job:
         evaluations = candidates * max(self.sampling.steps, 1)  # a move and a jump took one or more each
         return (
             max(len(recipe.moves), len(recipe.jumps)) <= evaluations
-            and recipe.batch in (None, self.sampling.rows)
-            and len(recipe.batch_index or ()) <= self.sampling.rows
+            and recipe.batch in (None, self.sampling.items)
+            and len(recipe.batch_index or ()) <= self.sampling.items
         )
 
     def _attempt(self, algorithm: Algorithm, budget: Budget, memory: StoredMemory | None) -> Pool:
