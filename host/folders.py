@@ -26,8 +26,8 @@ REWARDS = "image_reward"
 REWARD_FOLDERS = (REWARDS, "ImageReward")  # where other packs keep it
 NONE_FOUND = "(none found)"  # as long as a node of the usual width shows; saved workflows may have it with more words
 A_CLIP = (
-    "Make a folder there, such as ViT-B-32, and put open_clip_config.json and open_clip_model.safetensors of "
-    "huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K (MIT licence, 605 MB) into it"
+    "Make a folder in models/verifiers, such as ViT-B-32, and put open_clip_config.json and "
+    "open_clip_model.safetensors of huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K (MIT licence, 605 MB) into it"
 )
 
 
@@ -69,7 +69,7 @@ def clip_model_path(name: str, files: str = A_CLIP) -> Path:
     if name not in found and name in (files_of_host := _files_of_host()):
         path = files_of_host[name]
         raise VerifierError(f"{path} cannot be used: {lacking(tensor_names(path))}. {files}")
-    return _chosen(name, found, "CLIP model", (FOLDER,), files)
+    return _chosen(name, found, "CLIP model", (FOLDER, *HOST_FOLDERS), files)
 
 
 def head_choices() -> list[str]:

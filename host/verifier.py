@@ -88,7 +88,7 @@ class HostedVerifier:
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one for all, or one for each")
-        names = ", ".join(self.members)
+        names = self._called()
         try:
             self._load(images)
             with torch.inference_mode():
@@ -105,6 +105,10 @@ class HostedVerifier:
                 f"{(len(images), len(self.members))} (images, members)"
             )
         return values.detach().to("cpu", torch.float32)
+
+    def _called(self) -> str:
+        """What errors call it."""
+        return ", ".join(self.members)
 
     def _load(self, images: torch.Tensor) -> None:
         if self.patcher is None:

@@ -38,6 +38,9 @@ class HostedJudge(HostedVerifier):
         weights = getattr(verifier, "weights", None)
         self.aggregator = Aggregator(weights=weights) if weights else None
 
+    def _called(self) -> str:
+        return self.members[0]  # the others are its parts
+
     def _load(self, images: torch.Tensor) -> None:
         if self.whole and self.patcher is not None:  # ComfyUI's own network is loaded by what generates with it
             mm.load_models_gpu([self.patcher], memory_required=ACTIVATION_BYTES, force_full_load=True)

@@ -378,7 +378,8 @@ def test_a_workflow_made_when_there_was_none_is_told_to_choose(models, there, fo
     for file in there:
         (models / file).write_bytes(b"")
     folder_paths.filename_list_cache.pop(folders.FOLDER, None)
-    with pytest.raises(VerifierError, match=f"no CLIP model is chosen. Looked in .*{models}.*; {found}. Make a folder"):
+    where = rf"Looked in .*{re.escape(str(models))} or .*clip_vision.*text_encoders.*"
+    with pytest.raises(VerifierError, match=f"no CLIP model is chosen. {where}; {found}. Make a folder in models"):
         load_clip_score(name)
 
 

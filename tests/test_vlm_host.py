@@ -281,7 +281,9 @@ def test_a_random_model_grades_nothing_and_the_error_shows_its_answer(seeing, mo
     monkeypatch.setattr(hosting, "ANSWER_TOKENS", 4)
     hosted = load_vlm_grader(ClipVLM(seeing))
     assert hosted.patcher is seeing.patcher and not hosted.whole
-    with pytest.raises(VerifierError, match="VLM Grader .*failed: the answer holds no grading in JSON"):
+    with pytest.raises(
+        VerifierError, match=r"^verifier VLM Grader \(\S+\) failed: the answer holds no grading in JSON"
+    ):
         hosted.score(torch.rand(1, 64, 64, 3), "a cat")
 
 
