@@ -166,9 +166,9 @@ class ComfyEngine:
         self.books.add("sample", sum(one.seconds for one in sampled))
         if not self.swaps:
             for recipes, one in zip(chunk, sampled, strict=True):
-                yield self._answer(recipes, one, self._decode(one.latent))
+                yield self._answer(recipes, one, self._decode(one))
             return
-        decoded = [self._decode(one.latent) for one in sampled]
+        decoded = [self._decode(one) for one in sampled]
         scored = self._score_all(decoded)
         for recipes, one, shown, scores in zip(chunk, sampled, decoded, scored, strict=True):
             yield self._answer(recipes, one, shown, scores)
@@ -205,8 +205,8 @@ class ComfyEngine:
             latents = self.sampling.finished(state.latent.samples, state.latent.x0)
         else:
             latents = self._patiently(partial(self._predict, state))
-        nfe, seconds = self.pending()
-        return self._answer(state.recipes, Sampled(*latents, nfe, seconds), self._decode(latents[0]))
+        sampled = Sampled(*latents, *self.pending())
+        return self._answer(state.recipes, sampled, self._decode(sampled))
 
     def _predict(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
         with self.books.clock("sample"):
@@ -221,8 +221,10 @@ class ComfyEngine:
     def steps_between(self, start: float, end: float) -> int:
         return len(self.trajectories.between(start, end)) - 1
 
-    def _decode(self, latent: dict[str, Any]) -> Decoded:
-        """The images of a latent, one [frames, H, W, C] per row."""
+    def _decode(self, sampled: Sampled) -> Decoded:
+        """The images of a candidate, one [frames, H, W, C] per row: of what the model expects in the end, where the
+        schedule ends before that."""
+        latent = sampled.denoised if self.sampling.leaves_noise else sampled.latent
         start = time.perf_counter()
         images = with_memory(lambda: decode(self.vae, latent), "decoding")
         decoded = Decoded(split(images, self.rows), time.perf_counter() - start)

@@ -133,6 +133,11 @@ class Sampling:
         return samples.unbind()[0].shape[0] if samples.is_nested else samples.shape[0]
 
     @property
+    def leaves_noise(self) -> bool:
+        """Whether the schedule ends before the image is finished, as that of the first of two models does."""
+        return self.steps > 0 and float(self.sigmas[-1]) > 0
+
+    @property
     def deterministic(self) -> bool:
         """Whether the sampler adds no noise of its own."""
         return not adds_noise(self.sampler)

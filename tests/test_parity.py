@@ -8,6 +8,7 @@ pytest.importorskip("comfy")
 import comfy.k_diffusion.sampling as k_diffusion
 import comfy.samplers
 from comfy_extras import nodes_custom_sampler
+from noise_search.host.engine import Options
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import Graph, search
 from noise_search.search.recipe import Recipe
@@ -103,6 +104,25 @@ def test_a_sampler_that_writes_into_its_sigmas_changes_no_later_candidate(demo, 
     second = searched(demo, brightness, sampling, 10, candidates=3, top_k=3).log.candidates[1]
     alone = searched(demo, brightness, sampling_of(demo, "shrinking", empty(), 1.0), 11)
     assert second.values == alone.log.candidates[0].values
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_where_the_schedule_leaves_noise_the_prediction_is_shown_and_scored(demo, brightness, batch_size):
+    guider = comfy.samplers.CFGGuider(demo.model)
+    guider.set_conds(demo.positive, demo.negative)
+    sampler = comfy.samplers.sampler_object("euler")
+    sigmas = comfy.samplers.KSampler(demo.model, STEPS, "cpu", "euler", "simple").sigmas[:-1]
+    sampling = Sampling.advanced(guider, sampler, sigmas, empty())
+    with torch.inference_mode():
+        found = search(
+            lambda: sampling, demo.vae, brightness, 5, 5, "", 1, Graph(), "guider", options=Options(batch_size)
+        )
+        expected = demo.vae.decode(found.denoised["samples"])
+        noise = nodes_custom_sampler.Noise_RandomNoise(found.seed)
+        out = nodes_custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, empty())
+    assert torch.equal(found.image, expected)
+    assert torch.equal(found.latent["samples"], out.args[0]["samples"])
+    assert found.log.best().values[0][0] == pytest.approx(expected[..., 0].mean().item(), abs=1e-5)
 
 
 def test_seeds_wrap_around(demo, brightness):
