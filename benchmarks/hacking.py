@@ -23,7 +23,7 @@ from pathlib import Path
 import _pack
 import numpy as np
 import torch
-from noise_search.demo.world import held_out_prompts
+from noise_search.demo.world import held_out_prompts, parse
 from noise_search.search.aggregate import Aggregator, order
 
 STEPS, CFG, SAMPLER, SCHEDULER = 16, 3.0, "euler", "simple"
@@ -155,7 +155,7 @@ def report(rows: list[dict]) -> str:
             cells = [name, str(count), *(shown(now[:, member]) for member in range(len(MEMBERS))), change, said]
             lines.append("| " + " | ".join(cells) + " |")
             before = now
-    return "\n".join([*lines, "", *against(values)])
+    return "\n".join([*lines, "", *against(values), "", *by_kind(rows, values)])
 
 
 def against(values: np.ndarray) -> list[str]:
@@ -168,6 +168,24 @@ def against(values: np.ndarray) -> list[str]:
             winners(values, both, count)[:, 2] - winners(values, SELECTORS[name], count)[:, 2] for count in COUNTS[1:]
         ]
         lines.append(f"| {name}: oracle, points | " + " | ".join(shown(step, sign="+") for step in steps) + " |")
+    return lines
+
+
+def by_kind(rows: list[dict], values: np.ndarray) -> list[str]:
+    """Where going from the best of 4 to the best of 64 helps and where it fools: by kind of prompt."""
+    kinds = np.array([parse(row["prompt"]).category for row in rows])
+    lines = [
+        "| kind of prompt | prompts | chosen by | score that chose, 4 to 64 | oracle, % at 4 | oracle, % at 64 | |"
+    ]
+    lines.append("|---|---:|---|---:|---:|---:|---|")
+    for kind in dict.fromkeys(kinds):
+        some = values[kinds == kind]
+        for name in ("A alone", "B alone", "A and B, mean rank"):
+            few, many = (winners(some, SELECTORS[name], count) for count in (4, 64))
+            deciding = [member for member, weight in enumerate(SELECTORS[name].weights or ()) if weight]
+            score = (many - few)[:, deciding].mean(1)
+            cells = [kind, str(len(some)), name, shown(score, sign="+"), shown(few[:, 2]), shown(many[:, 2])]
+            lines.append("| " + " | ".join([*cells, verdict(score, (many - few)[:, 2])]) + " |")
     return lines
 
 
