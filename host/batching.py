@@ -190,6 +190,9 @@ def obstacle(sampling: Sampling) -> str | None:
         return "there are too few steps"
     if any("cache" in str(key).lower() for key in sampling.guider.model_options.get("transformer_options", {})):
         return "a cache of the model (EasyCache, LazyCache, TeaCache) decides by the whole batch which steps to skip"
+    after_cfg = sampling.guider.model_options.get("sampler_post_cfg_function", ())
+    if any(str(getattr(function, "__module__", "")).endswith("nodes_mahiro") for function in after_cfg):
+        return "Positive-Biased Guidance (Mahiro) goes by the mean over the whole batch"
     if _has_rows(getattr(sampling.guider, "original_conds", None)) or _has_rows(sampling.latent.get("noise_mask")):
         return "the conditioning or the mask has a row for each item of a batch"
     return None

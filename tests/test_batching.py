@@ -227,6 +227,10 @@ def lazy(demo):
     return nodes_easycache.LazyCacheNode.execute(demo.model, 0.2, 0.15, 0.95, False).args[0]
 
 
+def mahiro(model):
+    return nodes_mahiro.Mahiro.execute(model).args[0]
+
+
 OBSTACLES = {
     "latent batch": (lambda demo: sampling_of(demo, latent=empty(2)), "a batch itself"),
     "batch_index": (lambda demo: sampling_of(demo, latent={**empty(), "batch_index": [2]}), "a batch itself"),
@@ -245,6 +249,7 @@ OBSTACLES = {
         "a row for each",
     ),
     "LazyCache": (lambda demo: sampling_of(demo, model=lazy(demo), steps=12), "which steps to skip"),
+    "Mahiro": (lambda demo: sampling_of(demo, model=mahiro(demo.model)), "mean over the whole batch"),
     "ControlNet hint with rows": (lambda demo: tiny_sampling("sd15", positive=hinted(2)), "a row for each"),
 }
 
@@ -473,8 +478,10 @@ def test_a_patch_that_mixes_rows_is_found_before_the_first_batch(demo, warnings)
 
 @pytest.mark.parametrize("steps", [8, 30])
 def test_a_patch_that_mixes_rows_a_little_is_found_however_many_steps_there_are(demo, warnings, steps):
-    """Mahiro takes the mean over the batch of how alike conditional and unconditional predictions are."""
-    model = nodes_mahiro.Mahiro.execute(demo.model).args[0]
+    """Mahiro, which takes the mean over the batch of how alike both predictions are, where it is not known by name."""
+    [function] = mahiro(demo.model).model_options["sampler_post_cfg_function"]
+    model = demo.model.clone()
+    model.set_model_sampler_post_cfg_function(lambda args: function(args))
     sampling = sampling_of(demo, latent={"samples": torch.zeros(1, 16, 16, 16)}, model=model, steps=steps)
     batches, candidates = Batches(sampling, 4, 16), [(Recipe.from_seed(seed),) for seed in range(4)]
     batches._probe(sampling, candidates)
