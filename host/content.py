@@ -8,6 +8,7 @@ no key at all.
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import hashlib
@@ -220,7 +221,9 @@ class Content:
 
     def _add(self, value: Any, where: str) -> None:
         value = getattr(value, "_orig_mod", value) if isinstance(value, torch.nn.Module) else value
-        if value is None or isinstance(value, (bool, int, float, complex, str, enum.Enum, PurePath)):
+        if value is None or isinstance(
+            value, (bool, int, float, complex, str, enum.Enum, PurePath, types.EllipsisType)
+        ):
             self._text(type(value).__name__, str(value) if isinstance(value, PurePath) else repr(value))
         elif isinstance(value, (torch.dtype, torch.device, torch.Size, range, slice, re.Pattern, types.GenericAlias)):
             self._text(type(value).__name__, repr(value))
@@ -392,9 +395,8 @@ class Content:
     def _function(self, value: types.FunctionType, where: str) -> None:
         self._defined(value)
         self._code(value.__code__, where)
-        closure = [_cell(cell) for cell in value.__closure__ or ()]
-        names = value.__code__.co_freevars
-        self._many("closure", list(zip(names, closure, strict=True)), where)
+        cells, state = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True), _state(value)
+        self._many("closure", [(name, _cell(cell)) for name, cell in cells if name not in state], where)
         self._many("defaults", [("defaults", value.__defaults__), ("keywords", value.__kwdefaults__)], where)
         named = {name: value.__globals__.get(name) for name in _names(value.__code__)}
         self._mapping({name: item for name, item in named.items() if _is_setting(name, item)}, f"{where}.globals")
@@ -479,6 +481,23 @@ def _plain(name: str, value: Any) -> bool:
 def _is_setting(name: str, value: Any) -> bool:
     """Of what belongs to a module or a class: whether it may be something that a node set."""
     return not name.startswith("__") and isinstance(value, (bool, int, float, str, torch.Tensor))
+
+
+def _state(function: types.FunctionType) -> set[str]:
+    """The names around a function that it or its neighbours assign (`nonlocal`): what they remember of a run, as
+    SelfAttentionGuidance, APG and ToMe do, and no setting."""
+    outermost: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.partition(".<locals>")[0].split("."):
+        outermost = getattr(outermost, name, None)
+    code = getattr(inspect.unwrap(getattr(outermost, "__func__", outermost)), "__code__", None)
+    return _assigned(function.__code__) | (_assigned(code) if code is not None else set())
+
+
+def _assigned(code: types.CodeType) -> set[str]:
+    """The names of outer functions that a function assigns, and those inside it."""
+    stores = (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF")
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return {name for name in stores if name in code.co_freevars}.union(*map(_assigned, inner))
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -21,6 +21,7 @@ pytest.importorskip("comfy")
 import comfy.samplers
 import comfy.sd
 import tiny_models
+from comfy_extras import nodes_apg, nodes_sag, nodes_tomesd
 from noise_search.host import content
 from noise_search.host.content import Unreadable, files_behind, search_key
 from test_any_model import (
@@ -272,6 +273,28 @@ def test_a_patch_that_holds_a_part_of_the_model_has_the_same_key_before_and_afte
     before = key(sampling_of(setup))
     searched(sampling_of(setup), brightness)
     assert key(sampling_of(setup)) == before
+
+
+REMEMBERING_PATCHES = {
+    "self-attention guidance": lambda model, n=0: nodes_sag.SelfAttentionGuidance.execute(model, 0.5 + n, 2.0),
+    "adaptive projected guidance": lambda model, n=0: nodes_apg.APG.execute(model, 1.0 + n, 5.0, 0.5),
+    "token merging": lambda model, n=0: nodes_tomesd.TomePatchModel.execute(model, 0.3 + n / 10),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERING_PATCHES)
+def test_what_a_patch_remembers_of_a_run_makes_no_other_key(brightness, name):
+    patch, setup = REMEMBERING_PATCHES[name], made("sd15")
+    patched, other = (dataclasses.replace(setup, model=patch(setup.model, n).args[0]) for n in (0, 1))
+    before = key(sampling_of(patched))
+    searched(sampling_of(patched), brightness)
+    assert key(sampling_of(patched)) == before != key(sampling_of(other))
+
+
+def test_a_patch_that_indexes_with_three_dots_can_be_read():
+    model = base().model.clone()
+    model.set_model_sampler_post_cfg_function(lambda values: values["denoised"][..., :])
+    assert key(sampling_of(dataclasses.replace(base(), model=model))) != key(sampling_of(base()))
 
 
 def test_what_a_pack_sets_on_the_network_makes_another_key():
