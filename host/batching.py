@@ -29,6 +29,12 @@ PROBE_STEPS = 2
 SAME = 0.03  # how far a row may be from its solo run after the probe, both as root mean squares
 FREE_SHARE = 0.7  # of the free memory
 EXTRA_SHARE = 0.15  # of the budget: what the probe and the winner's second render may take; batches must earn it back
+MIXING = {  # by the module of ComfyUI: what mixes the rows of a batch, some by less than the probe sees
+    "nodes_mahiro": "Mahiro",
+    "nodes_perpneg": "Perp-Neg",
+    "nodes_slg": "Skip Layer Guidance",
+    "nodes_video_model": "a guidance for videos",
+}
 ADAPTIVE_SAMPLERS = ("dpm_adaptive", "ode")  # choose their steps by the whole batch
 T = TypeVar("T")
 log_to_console = logging.getLogger(__name__)
@@ -190,9 +196,9 @@ def obstacle(sampling: Sampling) -> str | None:
         return "there are too few steps"
     if any("cache" in str(key).lower() for key in sampling.guider.model_options.get("transformer_options", {})):
         return "a cache of the model (EasyCache, LazyCache, TeaCache) decides by the whole batch which steps to skip"
-    after_cfg = sampling.guider.model_options.get("sampler_post_cfg_function", ())
-    if any(str(getattr(function, "__module__", "")).endswith("nodes_mahiro") for function in after_cfg):
-        return "Positive-Biased Guidance (Mahiro) goes by the mean over the whole batch"
+    mixing = {MIXING[module] for module in _guided_by(sampling.guider) if module in MIXING}
+    if mixing:
+        return f"{' and '.join(sorted(mixing))} computes one number for the whole batch"
     if _has_rows(getattr(sampling.guider, "original_conds", None)) or _has_rows(sampling.latent.get("noise_mask")):
         return "the conditioning or the mask has a row for each item of a batch"
     return None
@@ -244,6 +250,14 @@ def _joined(sampling: Sampling, candidates: Sequence[Recipes]) -> tuple[torch.Te
     latent = sampling.latent["samples"]
     noise = torch.cat([initial_noise(recipes, sampling.latent) for recipes in candidates])
     return noise, latent.repeat(len(candidates), *[1] * (latent.ndim - 1))
+
+
+def _guided_by(guider: Any) -> list[str]:
+    """The modules that the guider and the guidance functions on its model come from, without their packages."""
+    options = guider.model_options
+    functions = [type(guider), options.get("sampler_cfg_function")]
+    functions += [*options.get("sampler_pre_cfg_function", ()), *options.get("sampler_post_cfg_function", ())]
+    return [str(getattr(function, "__module__", "")).rpartition(".")[2] for function in functions]
 
 
 def _has_rows(value: Any) -> bool:

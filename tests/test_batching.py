@@ -18,7 +18,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import tiny_models
-from comfy_extras import nodes_easycache, nodes_mahiro
+from comfy_extras import nodes_easycache, nodes_mahiro, nodes_perpneg, nodes_slg, nodes_video_model
 from noise_search.host import batching
 from noise_search.host import engine as engines
 from noise_search.host.batching import Batches
@@ -231,6 +231,19 @@ def mahiro(model):
     return nodes_mahiro.Mahiro.execute(model).args[0]
 
 
+def skip_layers(model):
+    return nodes_slg.SkipLayerGuidanceDiT.execute(model, 3.0, 0.0, 1.0, "0", "0", 0.7).args[0]
+
+
+def perp_neg(demo):
+    empty_prompt = demo.encode("a blue square")
+    guider = nodes_perpneg.PerpNegGuider.execute(demo.model, demo.positive, demo.negative, empty_prompt, 3.0, 1.0).args[
+        0
+    ]
+    sigmas = comfy.samplers.KSampler(demo.model, 4, "cpu", "euler", "simple").sigmas
+    return Sampling.advanced(guider, comfy.samplers.sampler_object("euler"), sigmas, empty())
+
+
 OBSTACLES = {
     "latent batch": (lambda demo: sampling_of(demo, latent=empty(2)), "a batch itself"),
     "batch_index": (lambda demo: sampling_of(demo, latent={**empty(), "batch_index": [2]}), "a batch itself"),
@@ -249,7 +262,16 @@ OBSTACLES = {
         "a row for each",
     ),
     "LazyCache": (lambda demo: sampling_of(demo, model=lazy(demo), steps=12), "which steps to skip"),
-    "Mahiro": (lambda demo: sampling_of(demo, model=mahiro(demo.model)), "mean over the whole batch"),
+    "Mahiro": (lambda demo: sampling_of(demo, model=mahiro(demo.model)), "Mahiro computes one number"),
+    "triangle CFG": (
+        lambda demo: sampling_of(demo, model=nodes_video_model.VideoTriangleCFGGuidance().patch(demo.model, 1.0)[0]),
+        "guidance for videos computes one number",
+    ),
+    "Skip Layer Guidance": (
+        lambda demo: sampling_of(demo, model=skip_layers(demo.model)),
+        "Skip Layer Guidance computes one number",
+    ),
+    "Perp-Neg": (lambda demo: perp_neg(demo), "Perp-Neg computes one number"),
     "ControlNet hint with rows": (lambda demo: tiny_sampling("sd15", positive=hinted(2)), "a row for each"),
 }
 
