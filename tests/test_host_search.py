@@ -5,16 +5,20 @@ import hashlib
 import json
 import weakref
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("comfy")
 
 from noise_search.host.engine import ComfyEngine
 from noise_search.host.sampling import Sampling
-from noise_search.host.search import METADATA_KEY, Graph, plain_text, search
+from noise_search.host.search import METADATA_KEY, Graph, pixels_sha256, plain_text, search
 from noise_search.search.recipe import Recipe
 from noise_search.search.replay import ReplayRecipe
+
+import nodes as comfy_nodes
 
 
 class VideoVae:
@@ -39,6 +43,17 @@ def run(demo, verifier, batch=1, vae=None, graph=None, seed=3, candidates=3):
             graph or Graph(),
             "positive",
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_hash_of_a_picture_is_that_of_the_saved_one(tmp_path, dtype):
+    """With --fp16-intermediates ComfyUI saves from half precision, which rounds otherwise."""
+    image = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    saver = comfy_nodes.SaveImage()
+    saver.output_dir = str(tmp_path)
+    [entry] = saver.save_images(image[None])["ui"]["images"]
+    saved = np.asarray(Image.open(tmp_path / entry["filename"]))
+    assert pixels_sha256(image) == hashlib.sha256(saved.tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
