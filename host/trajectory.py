@@ -6,8 +6,10 @@ state between segments is what the host hands out when it stops at a noise level
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.sampler_helpers
@@ -56,7 +58,8 @@ class Trajectories:
     def denoise(self, state: State, level: float, callback: Callable | None = None) -> State:
         """Samples down to a noise level; 0 is the end of the schedule."""
         sigmas = self.between(state.level, level)
-        samples, x0 = self.sampling.run(*self._begin(state), sigmas, state.latent.seed, callback)
+        noise, samples, sampler = self._begin(state, self.sampling.sampler)
+        samples, x0 = self.sampling.run(noise, samples, sigmas, state.latent.seed, callback, sampler)
         nothing = samples.new_zeros(()).expand_as(samples)  # takes no memory: there may be many branches
         x0 = x0.cpu() if x0 is not None and level <= 0 else None
         return State(state.recipes, level, Point(samples, nothing, state.latent.seed, True, x0))
@@ -76,8 +79,8 @@ class Trajectories:
     def predict(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
         """(LATENT, the same) of the x0 prediction: one Euler step to 0, which is one evaluation per item."""
         sigma = torch.tensor([self.sigma(state.level), 0.0])
-        euler = comfy.samplers.sampler_object("euler")
-        samples, _ = self.sampling.run(*self._begin(state), sigma, state.latent.seed, sampler=euler)
+        noise, samples, euler = self._begin(state, comfy.samplers.sampler_object("euler"))
+        samples, _ = self.sampling.run(noise, samples, sigma, state.latent.seed, sampler=euler)
         return self.sampling.finished(samples)
 
     def follow(self, recipes: Sequence[Recipe], callback: Callable | None = None) -> State:
@@ -166,17 +169,30 @@ class Trajectories:
             )
         return image, noise
 
-    def _begin(self, state: State) -> tuple[Any, Any]:
-        """(noise, samples) to go on from. Outside of an inpainting mask they are those of the start, which is what the
-        host shows the model there, step by step."""
+    def _begin(self, state: State, sampler: Any) -> tuple[Any, Any, Any]:
+        """(noise, samples, sampler) to go on from. With an inpainting mask noise and samples are those of the start,
+        which the host shows the model outside of it, step by step, and the sampler begins at the state itself."""
         point, latent = state.latent, self.sampling.latent
         mask = latent.get("noise_mask")
         if mask is None or not point.begun:
-            return point.noise, point.samples
+            return point.noise, point.samples, sampler
         start = initial_noise([replace(recipe, jumps=()) for recipe in state.recipes], latent)
+        if isinstance(sampler, comfy.samplers.KSAMPLER):
+            other = copy.copy(sampler)
+            other.sampler_function = partial(_from, point, sampler)
+            return start, latent["samples"], other
         mask = comfy.sampler_helpers.prepare_mask(mask, point.samples.shape, point.samples.device).to(point.samples)
         noise = point.noise.to(mask) * mask + start.to(mask) * (1 - mask)
-        return noise, point.samples * mask + latent["samples"].to(point.samples) * (1 - mask)
+        return noise, point.samples * mask + latent["samples"].to(point.samples) * (1 - mask), sampler
+
+
+def _from(point: Point, sampler: Any, model: Any, x: torch.Tensor, sigmas: torch.Tensor, **more: Any) -> torch.Tensor:
+    """The sampler's function, begun at a point and not at what the host has prepared."""
+    inner = model.inner_model.inner_model
+    samples = inner.process_latent_in(point.samples.to(x))
+    first = sampler.max_denoise(model.inner_model, sigmas)
+    x = inner.model_sampling.noise_scaling(sigmas[0], point.noise.to(x), samples, first)
+    return sampler.sampler_function(model, x, sigmas, **more)
 
 
 def _levels(recipe: Recipe) -> tuple[tuple[float, float], ...]:

@@ -19,7 +19,7 @@ from noise_search.host.trajectory import Point, Trajectories
 from noise_search.search.engine import State
 from noise_search.search.paths import SearchOverPaths
 from noise_search.search.recipe import Jump, Recipe, draw
-from test_any_model import FEATURES, NOTHING_ADDED, AnyVae, made
+from test_any_model import FEATURES, NOTHING_ADDED, AnyVae, Feature, made
 
 STEPS, SEED = 8, 5
 FLOW, DISCRETE = ("sd3", "flux"), ("sd15", "sd15_v")
@@ -153,6 +153,19 @@ def test_the_fresh_noise_is_that_of_the_seed():
 
 
 # Going on
+
+
+def with_soft_mask(setup, tiny):
+    mask = torch.linspace(0, 1, 64).expand(1, 64, 64)
+    return dataclasses.replace(setup, latent={**setup.latent, "noise_mask": mask})
+
+
+@with_flow_and_discrete
+def test_with_a_soft_mask_a_run_in_two_parts_is_the_whole_run(name):
+    paths = trajectories_of(name, Feature(with_soft_mask, image=True))
+    whole, _ = one_run(paths)
+    half = paths.denoise(begin(paths), level_of(paths, 4))
+    assert torch.allclose(paths.denoise(half, 0.0).latent.samples, whole, rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("feature", ["nothing", "inpaint mask", "denoise", "LoRA"])
