@@ -40,7 +40,7 @@ from comfy.cli_args import args
 
 from .sampling import Sampling
 
-FORMAT = 1  # of the key: what was made with another is not found
+FORMAT = 2  # of the key: what was made with another is not found
 SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
 DEEPEST = 100
 LARGEST_BYTES = 2**33  # of what is read whole, at about a second for each GB
