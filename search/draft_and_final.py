@@ -80,7 +80,7 @@ class DraftAndFinal:
         finally:
             self._report(run)
         if not impatient:  # too little is left for a draft and its final
-            for draw in count(seed + max(len(run.log.of_stage(DRAFT)), 1)):
+            for draw in count(seed + max(len(run.log.of_stage(DRAFT)) + len(run.log.dropped), 1)):
                 run.render([(Recipe.from_seed(draw),)])
 
     def path(self) -> Sequence[Jump]:

@@ -1,6 +1,7 @@
 """Draft and Final."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from conformance import search
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from noise_search.search.budget import Budget
 from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.engine import coarser
-from noise_search.search.log import DRAFT, FINAL
+from noise_search.search.log import DRAFT, FINAL, Pool, SearchLog
 from noise_search.search.paths import SearchOverPaths
 from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
 from noise_search.search.replay import ReplayRecipe
+from noise_search.search.run import search as run_search
 from noise_search.search.zero_order import ZeroOrderSearch
 from synthetic import SyntheticEngine, smooth, tilted, white
 
@@ -253,3 +255,20 @@ def test_seconds_are_kept_for_the_finals(inner, seconds):
 def test_a_recipe_is_nothing_to_draft():
     with pytest.raises(ValueError, match="has nothing to draft; connect it to the search node"):
         DraftAndFinal(ReplayRecipe((Recipe.from_seed(1),)))
+
+
+class SomeDraftsBreak(SyntheticEngine):
+    """Every third image of a draft is broken, but not the first."""
+
+    def score(self, state):
+        rendered = super().score(state)
+        broken = self.error and len(self.rendered) % 3 == 0
+        return replace(rendered, error="NaN") if broken else rendered
+
+
+def test_no_noise_is_rendered_in_full_twice_where_drafts_were_left_out():
+    engine = SomeDraftsBreak(smooth, steps=20)
+    log = SearchLog(engine.members)
+    run_search(DraftAndFinal(finals=3), engine, Pool(log), SEED, Budget(4), drop=True)
+    assert [draft.recipes[0].seed for draft in log.of_stage(DRAFT)] == [SEED, SEED + 2] and len(log.dropped) == 1
+    assert [final.recipes[0].seed for final in log.of_stage(FINAL)] == [SEED, SEED + 2, SEED + 3]
