@@ -65,7 +65,7 @@ class DemoCheckpoint(io.ComfyNode):
             search_aliases=["example", "test model", "tiny"],
             inputs=[],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="Use with Empty Latent (SD3) at 128x128."),
+                io.Model.Output(display_name="model", tooltip="Use with EmptySD3LatentImage at 128x128."),
                 io.Clip.Output(display_name="clip", tooltip="Reads prompts about coloured shapes."),
                 io.Vae.Output(display_name="vae", tooltip="Decodes the demo model's latents."),
                 types.Verifier.Output(display_name="verifier", tooltip="A tiny CLIP Score trained on the same world."),

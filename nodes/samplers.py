@@ -64,7 +64,7 @@ class SearchKSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What you want to see. The verifier reads its text."),
                 io.Conditioning.Input("negative", tooltip="What you do not want to see."),
                 io.Latent.Input(
-                    "latent_image", tooltip="The latent to denoise. A batch of B is B searches at once, one per item."
+                    "latent_image", tooltip="The latent to denoise. A batch of B is B searches at once; a video is one."
                 ),
                 io.Float.Input(
                     "denoise",
@@ -158,7 +158,7 @@ class SearchSamplerAdvanced(io.ComfyNode):
                 io.Sampler.Input("sampler", tooltip="The sampler, e.g. from KSamplerSelect."),
                 io.Sigmas.Input("sigmas", tooltip="The noise schedule, e.g. from BasicScheduler."),
                 io.Latent.Input(
-                    "latent_image", tooltip="The latent to denoise. A batch of B is B searches at once, one per item."
+                    "latent_image", tooltip="The latent to denoise. A batch of B is B searches at once; a video is one."
                 ),
                 types.seed_input(),
                 io.Vae.Input("vae", tooltip="Decodes every candidate, so that the verifier can look at it."),

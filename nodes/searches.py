@@ -77,7 +77,7 @@ class Paths(io.ComfyNode):
             category=types.CATEGORY,
             description=(
                 "Samples a few noises almost to the end, adds fresh noise and samples again, and keeps the best ways "
-                "down each time. Every round is nearly a new image: the paper's Paths-N."
+                "down each time. Every branch costs nearly as much as a new image. The paper's Paths-N."
             ),
             search_aliases=["paths", "search over paths", "noise search"],
             inputs=[
@@ -140,7 +140,7 @@ class DraftFinal(io.ComfyNode):
                     max=10000,
                     tooltip=(
                         "Steps of a draft, taken from the sampler's own schedule. 0: a quarter of the steps, at least "
-                        "6. If the report says that drafts and finals disagree, take more."
+                        "6 (3 of fewer than 12). If the report says that drafts and finals disagree, take more."
                     ),
                 ),
                 io.Int.Input(
