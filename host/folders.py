@@ -15,7 +15,7 @@ from ..verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, lackin
 from ..verifiers.imagereward import FILES as REWARD_FILES
 from ..verifiers.transformers_vlm import FILES as VLM_FILES
 from ..verifiers.transformers_vlm import PROCESSORS
-from ..verifiers.weights import WEIGHT_SUFFIXES, tensor_names
+from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp, tensor_names
 
 FOLDER = "verifiers"
 HOST_FOLDERS = ("clip_vision", "text_encoders")  # where a whole CLIP may lie already; ComfyUI's "clip" is the latter
@@ -47,6 +47,15 @@ def checked(find: Callable[..., Path], name: str | None, **options: str) -> bool
         return name is None or bool(find(str(name), **options))
     except VerifierError as error:
         return str(error)
+
+
+def stamped(files: Callable[[str], Sequence[Path]], name: str | None) -> str:
+    """For a node's `fingerprint_inputs`: changes when one of the `files` of an entry is replaced, where ComfyUI's cache
+    would go on with the old weights. "" where nothing can be found, of which loading tells. name: as in `checked`."""
+    try:
+        return "" if name is None else str(file_stamp(files(name)))
+    except (VerifierError, OSError):
+        return ""
 
 
 def clip_choices(first: str = "") -> list[str]:

@@ -370,5 +370,6 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
 
 def pixels_sha256(image: torch.Tensor) -> str:
     """SHA-256 of an image [H, W, C] as ComfyUI's savers write it: 8 bits a channel, rounded down in its own type."""
+    image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not know
     pixels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
     return hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -19,7 +19,7 @@ from ..verifiers.hps import FILES as HPS_FILES
 from ..verifiers.pickscore import FILES as PICKSCORE_FILES
 from ..verifiers.preprocess import Preprocess
 from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
-from .folders import clip_model_path, clip_vision_files, head_path, reward_path
+from .folders import clip_model_path, clip_vision_files, head_path, reward_path, stamped
 from .memory import is_oom
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -170,17 +170,14 @@ def resolve_dtype(precision: str, device: torch.device | None = None) -> torch.d
 
 
 def fingerprint(name: str, model_name: str | None) -> str:
-    """Changes when the file or folder of a loader's entry is replaced: ComfyUI's cache would go on with the old
-    weights. name: in the registry. "" where nothing can be found, of which loading tells, and for None, by which
-    ComfyUI says that the entry comes from another node."""
-    if model_name is None:
-        return ""
-    find = {"aesthetic": head_path, "imagereward": reward_path}.get(name, clip_model_path)
-    try:
-        path, kind = find(model_name), registry.get(name)
-        return str(file_stamp(kind.files(kind.resolve(path, "")[0]) if hasattr(kind, "files") else [path]))
-    except (VerifierError, OSError):
-        return ""
+    """`folders.stamped` of a loader's entry. name: in the registry."""
+
+    def files(entry: str) -> list[Path]:
+        find = {"aesthetic": head_path, "imagereward": reward_path}.get(name, clip_model_path)
+        path, kind = find(entry), registry.get(name)
+        return kind.files(kind.resolve(path, "")[0]) if hasattr(kind, "files") else [path]
+
+    return stamped(files, model_name)
 
 
 def load_clip_score(model_name: str, precision: str = "auto", architecture: str = "") -> HostedVerifier:

@@ -19,7 +19,7 @@ from ..verifiers.openai_endpoint import Endpoint
 from ..verifiers.transformers_vlm import ANSWER_TOKENS, FolderVLM, model_files
 from ..verifiers.vlm import QUESTION, VLM, WORDS, Ask, first_words, picture, says
 from ..verifiers.weights import file_stamp, tensors_hash
-from .folders import vlm_folder
+from .folders import stamped, vlm_folder
 from .pictures import to_image
 from .verifier import HostedVerifier, resolve_dtype
 
@@ -164,13 +164,8 @@ def load_vlm_folder(model_name: str, precision: str = "auto") -> FolderVLM:
 
 
 def fingerprint(model_name: str | None) -> str:
-    """As `verifier.fingerprint`, for the entry of a folder."""
-    if model_name is None:
-        return ""
-    try:
-        return str(file_stamp(model_files(vlm_folder(model_name))))
-    except (VerifierError, OSError):
-        return ""
+    """`folders.stamped` of the entry of a folder."""
+    return stamped(lambda entry: model_files(vlm_folder(entry)), model_name)
 
 
 def vlm_dtype(precision: str, device: torch.device | None = None) -> torch.dtype:

@@ -56,6 +56,11 @@ def test_the_hash_of_a_picture_is_that_of_the_saved_one(tmp_path, dtype):
     assert pixels_sha256(image) == hashlib.sha256(saved.tobytes()).hexdigest()
 
 
+def test_a_vae_that_gives_bf16_does_not_cost_the_search():
+    image = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert pixels_sha256(image) == pixels_sha256(image.float())
+
+
 @pytest.mark.parametrize(
     ("text", "plain"),
     [
