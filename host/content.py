@@ -40,7 +40,7 @@ from comfy.cli_args import args
 
 from .sampling import Sampling
 
-FORMAT = 2  # of the key: what was made with another is not found
+FORMAT = 3  # of the key: what was made with another is not found
 SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
 DEEPEST = 100
 LARGEST_BYTES = 2**33  # of what is read whole, at about a second for each GB
@@ -330,7 +330,11 @@ class Content:
         if value.layout is not torch.strided or value.device.type == "meta":
             raise Unreadable(f"{where} is a tensor without plain values ({value.layout}, {value.device})")
         self._text("tensor", f"{value.dtype} {tuple(value.shape)}")
-        self._bytes("values", _values(value), where)
+        for part in _stored(value):
+            if isinstance(part, str):
+                self._text("stored", part)
+            else:
+                self._bytes("values", _values(part), where)
 
     def _module(self, value: torch.nn.Module, where: str) -> None:
         """A network that no patcher stands for: its classes, its plain settings, and samples of its weights."""
@@ -339,7 +343,7 @@ class Content:
             self._defined(type(module))
             plain = {key: item for key, item in vars(module).items() if _plain(key, item)}
             self._mapping(plain, f"{where}.{name}")
-        self._text("weights", _weights(value, lambda: value.state_dict(keep_vars=True).items(), where))
+        self._network(value, lambda name, tensor: tensor, (), where)
 
     def _patcher(self, value: comfy.model_patcher.ModelPatcher, where: str) -> None:
         """A MODEL or the like: the weights as they were before any patch, and all that is patched onto them."""
@@ -370,10 +374,18 @@ class Content:
         passing = ("model_sampling.",) + ("x_embedder.", "orig_y_embedder.") * isinstance(
             model, comfy.cldm.dit_embedder.ControlNetEmbedder
         )
-        keys = lambda: value.get_key_patches().items()  # noqa: E731
-        original = lambda: ((key, found[0][0]) for key, found in keys() if not key.startswith(passing))  # noqa: E731
-        self._text("weights", _weights(model, original, where))
+        with value.use_ejected():
+            self._network(model, functools.partial(_unpatched, value), passing, where)
         self._mapping(parts, where)
+
+    def _network(self, network: torch.nn.Module, original: Original, passing: tuple[str, ...], where: str) -> None:
+        """The weights of a network, and the classes of its layers with what is set on them: packs that load quantised
+        weights say there how to read them. passing: how the names of layers begin that are no part of it."""
+        weights, kinds = _weights(network, original, passing, where)
+        self._text("weights", weights)
+        for kind in kinds:
+            self._defined(kind)
+            self._mapping({name: item for name, item in _class_settings(kind).items() if _plain(name, item)}, where)
 
     def _hung_on(self, network: Any, where: str) -> dict[str, str]:
         """What packs set on the network itself, such as LoRAs of their own kind, by its hash."""
@@ -431,30 +443,79 @@ class Content:
         self._mapping(attributes, where)
 
 
-_known_weights: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+Original = Callable[[str, torch.Tensor], torch.Tensor]  # a weight by name and as it is now, before any patch
+_known_weights: weakref.WeakKeyDictionary[torch.nn.Module, tuple[str, list[type]]] = weakref.WeakKeyDictionary()
 
 
-def _weights(module: torch.nn.Module, tensors: Callable[[], Any], where: str) -> str:
-    """A hash of samples of all weights. Read once per network: patches go on top, they do not change it."""
-    known = _known_weights.get(module)
+def _weights(
+    network: torch.nn.Module, original: Original, passing: tuple[str, ...], where: str
+) -> tuple[str, list[type]]:
+    """A hash of samples of all weights, and the classes of the layers. Read once per network: patches go on top, they
+    do not change it."""
+    known = _known_weights.get(network)
     if known is None:
-        digest = hashlib.blake2b(digest_size=32)
-        for name, tensor in tensors():
-            if not isinstance(tensor, torch.Tensor):
+        digest, kinds = hashlib.blake2b(digest_size=32), {}
+        for layer_name, layer in network.named_modules(remove_duplicate=False):
+            if f"{layer_name}.".startswith(passing):
                 continue
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            if tensor.device.type == "meta":
-                raise Unreadable(f"the weights of {where} are not there ({name})")
-            digest.update(_values(_samples(tensor.detach())))
-        known = _known_weights[module] = digest.hexdigest()
+            kinds[f"{type(layer).__module__}.{type(layer).__qualname__}"] = type(layer)
+            for name, tensor in _own_tensors(layer):
+                name = f"{layer_name}.{name}" if layer_name else name
+                tensor = original(name, tensor)
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                for part in _stored(tensor):
+                    if isinstance(part, str):
+                        digest.update(part.encode())
+                    elif part.device.type == "meta":
+                        raise Unreadable(f"the weights of {where} are not there ({name})")
+                    else:
+                        digest.update(_values(_samples(part)))
+        known = _known_weights[network] = digest.hexdigest(), [kinds[name] for name in sorted(kinds)]
     return known
 
 
-def _samples(tensor: torch.Tensor) -> torch.Tensor:
+def _own_tensors(layer: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a layer computes with. Its state dict need not be that: loaders of quantised weights put stand-ins into it,
+    and entries that no layer has."""
+    passing = layer._non_persistent_buffers_set
+    for name, tensor in (layer._parameters | layer._buffers).items():
+        if tensor is not None and name not in passing:
+            yield name, tensor
+
+
+def _unpatched(patcher: comfy.model_patcher.ModelPatcher, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A weight of a MODEL as it was loaded."""
+    if name in patcher.hook_backup:
+        return patcher.hook_backup[name][0]
+    return patcher.backup[name].weight if name in patcher.backup else tensor
+
+
+def _stored(tensor: torch.Tensor) -> Iterator[torch.Tensor | str]:
+    """A tensor as it is stored: of a quantised one its codes, their scales, and text that says how to read them. To
+    dequantise a whole network takes a minute."""
+    if hasattr(tensor, "__tensor_flatten__"):  # PyTorch's protocol for tensors that consist of others
+        names, context = tensor.__tensor_flatten__()
+        yield f"{type(tensor).__qualname__} {Content()._apart(context, type(tensor).__qualname__)}"
+        for name in names:
+            yield name
+            yield from _stored(getattr(tensor, name))
+        return
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        plain = {name: str(item) for name, item in vars(tensor).items() if not name.startswith("_") and _says(item)}
+        yield f"{type(tensor).__qualname__} {sorted(plain.items())}"
+    with torch._C.DisableTorchFunctionSubclass():  # a subclass may answer as if it were dequantised
+        plain_tensor = torch.Tensor.as_subclass(tensor, torch.Tensor)
+    yield torch.Tensor.detach(plain_tensor)
+
+
+def _says(value: Any) -> bool:
+    """Whether something set on a tensor says how to read it."""
+    return isinstance(value, (bool, int, float, str, enum.Enum, torch.Size, torch.dtype))
+
+
+def _samples(flat: torch.Tensor) -> torch.Tensor:
     """Some runs of values, evenly spread over a tensor; of a small one all."""
-    stored = getattr(tensor, "_qdata", None)  # of a quantised one: to dequantise a whole network takes a minute
-    tensor = stored if isinstance(stored, torch.Tensor) else tensor
-    flat = tensor.reshape(-1)
+    flat = flat.reshape(-1)
     if flat.numel() <= SAMPLES * RUN:
         return flat
     starts = torch.linspace(0, flat.numel() - RUN, SAMPLES).long().tolist()
@@ -474,8 +535,17 @@ def _plain(name: str, value: Any) -> bool:
     return (
         not name.startswith("_")
         and name not in ("training", "device", "dump_patches", "call_super_init")
-        and (value is None or isinstance(value, (bool, int, float, str)))
+        and (value is None or isinstance(value, (bool, int, float, str, torch.dtype)))
     )
+
+
+def _class_settings(kind: type) -> dict[str, Any]:
+    """What is set on a class and those that it is made from; not on PyTorch's own."""
+    settings: dict[str, Any] = {}
+    for one in reversed(kind.__mro__):
+        if not one.__module__.startswith("torch."):
+            settings |= vars(one)
+    return settings
 
 
 def _is_setting(name: str, value: Any) -> bool:

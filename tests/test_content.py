@@ -18,6 +18,7 @@ import torch
 
 pytest.importorskip("comfy")
 
+import comfy.ops
 import comfy.samplers
 import comfy.sd
 import tiny_models
@@ -242,13 +243,99 @@ def test_other_weights_make_another_key():
             content._known_weights.clear()
 
 
-def test_quantised_weights_are_read_as_they_are_stored():
+class Packed(torch.Tensor):
+    """A quantised weight as loaders of GGUF files have it: bytes, with their type and the shape that they stand for."""
+
+    def __new__(cls, data, **said):
+        return data.as_subclass(cls)
+
+    def __init__(self, data, kind, shape):
+        self.kind, self.stands_for, self.patches = kind, shape, []
+
+    @property
+    def shape(self):
+        return self.stands_for
+
+    def clone(self, *args, **kwargs):
+        return self
+
+    detach = clone
+
+
+class PackedLinear(torch.nn.Linear):
+    """A layer of such a loader. In its state dict are stand-ins for the weights, and one of a weight that it has not,
+    both for estimating memory."""
+
+    dequantise_as = None
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[f"{prefix}weight"] = torch.zeros(4, device="meta")
+        destination[f"{prefix}temp.weight"] = torch.empty(4, device="meta")
+
+
+def with_packed_layer(byte=1, kind="Q4_0", shape=(4, 4)):
+    """A model where one layer's weights are packed. Each call has a network of its own."""
+    setup = dataclasses.replace(base(), model=tiny_models.sd15.__wrapped__().model)
+    network = setup.model.model.diffusion_model
+    name = next(name for name, layer in network.named_modules() if type(layer).__name__ == "Linear")
+    layer = PackedLinear(4, 4, bias=False)
+    bytes_ = torch.full((18,), byte, dtype=torch.uint8)
+    layer.weight = torch.nn.Parameter(Packed(bytes_, kind=kind, shape=torch.Size(shape)), requires_grad=False)
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, layer)
+    return setup
+
+
+def test_packed_weights_are_read_though_the_state_dict_has_stand_ins_for_them():
+    key_of = lambda **changed: key(sampling_of(with_packed_layer(**changed)))  # noqa: E731
+    with pytest.raises(AttributeError, match="temp"):  # what the stand-ins do to ComfyUI's own list of the weights
+        with_packed_layer().model.get_key_patches()
+    assert key_of() == key_of()
+    others = [key_of(byte=2), key_of(kind="Q8_0"), key_of(shape=(2, 8))]
+    assert len({key_of(), *others}) == 4
+
+
+def test_how_a_loader_reads_its_packed_weights_makes_another_key(monkeypatch):
+    setup = with_packed_layer()
+    before = key(sampling_of(setup))
+    monkeypatch.setattr(PackedLinear, "dequantise_as", torch.bfloat16)
+    assert key(sampling_of(setup)) != before
+
+
+def test_weights_that_are_not_there_make_no_key():
+    setup = with_packed_layer()
+    layer = next(one for one in setup.model.model.modules() if isinstance(one, PackedLinear))
+    layer.weight = torch.nn.Parameter(torch.empty(4, device="meta"), requires_grad=False)
+    with pytest.raises(Unreadable, match="not there"):
+        key(sampling_of(setup))
+
+
+def quantised(weight):
     quant_ops = pytest.importorskip("comfy.quant_ops")
     if not getattr(quant_ops, "_CK_AVAILABLE", False):
         pytest.skip("this ComfyUI has no quantised tensors")
+    return quant_ops.QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout")
+
+
+def test_quantised_weights_are_read_as_they_are_stored():
+    parts = content._stored(quantised(torch.arange(600.0).reshape(30, 20)))
+    assert [part.dtype for part in parts if not isinstance(part, str)] == [
+        torch.float8_e4m3fn,
+        torch.float32,
+    ]  # the codes and their scale
+
+
+def test_scaled_layers_of_comfyui_itself_are_read():
     weight = torch.arange(600.0).reshape(30, 20)
-    quantised = quant_ops.QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout")
-    assert content._samples(quantised).dtype == torch.float8_e4m3fn
+    keys = set()
+    for factor in (1.0, 1.0, 2.0):  # the codes are the same, the scale is not
+        setup = dataclasses.replace(base(), model=tiny_models.sd15.__wrapped__().model)
+        layer = comfy.ops.mixed_precision_ops().Linear(20, 30, bias=False)
+        layer.weight = torch.nn.Parameter(quantised(factor * weight), requires_grad=False)
+        layer.quant_format, layer._full_precision_mm_config = "float8_e4m3fn", False
+        setup.model.model.diffusion_model.scaled = layer
+        keys.add(key(sampling_of(setup)))
+    assert len(keys) == 2
 
 
 def test_other_vae_weights_make_another_key():
@@ -344,6 +431,26 @@ def test_what_cannot_be_read_makes_no_key():
     model.model_options["transformer_options"]["lock"] = threading.Lock()
     with pytest.raises(Unreadable, match="transformer_options.lock"):
         key(sampling_of(dataclasses.replace(setup, model=model)))
+
+
+def test_what_is_too_large_to_be_read_before_every_search_makes_no_key(monkeypatch):
+    model = base().model.clone()
+    model.model_options["transformer_options"]["table"] = torch.zeros(1000)
+    setup = dataclasses.replace(base(), model=model)
+    monkeypatch.setattr(content, "LARGEST_BYTES", 100_000)
+    assert key(sampling_of(setup))
+    monkeypatch.setattr(content, "LARGEST_BYTES", 3000)
+    with pytest.raises(Unreadable, match="too large"):
+        key(sampling_of(setup))
+
+
+def test_what_is_nested_without_end_makes_no_key():
+    endless = []
+    endless.append(endless)
+    model = base().model.clone()
+    model.model_options["transformer_options"]["endless"] = endless
+    with pytest.raises(Unreadable, match="too deep"):
+        key(sampling_of(dataclasses.replace(base(), model=model)))
 
 
 def test_a_verifier_that_does_not_say_what_it_is_makes_no_key(brightness):
