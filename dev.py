@@ -511,6 +511,11 @@ def pip_advice(output: str) -> str:
             "for Python 3.10 to 3.14 on Linux, Windows and Apple silicon. Remove .venv and try another Python, or set "
             "COMFYUI_PATH and COMFYUI_PYTHON to a ComfyUI that works."
         )
+    if "ResolutionImpossible" in output:
+        return (
+            f"The versions that are asked for exclude each other; {TORCH[0]} is this program's. Where one of them is a "
+            "constraint of your own pip, `pip config debug` says in which file it stands."
+        )
     return "Check the connection, then run this again: it goes on where it stopped. The whole log: .cache/setup.log"
 
 

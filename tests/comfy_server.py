@@ -31,6 +31,7 @@ RUN_SECONDS = 900
 END_EVENTS = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 PREVIEW_EVENTS = (1, 4)  # without and with metadata in front
 TEXT_EVENT = 3
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
 
 
 @dataclass
@@ -126,7 +127,7 @@ class ComfyServer:
 
     def get_bytes(self, path: str, **query: str) -> bytes:
         url = self.url + path + ("?" + urllib.parse.urlencode(query) if query else "")
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with DIRECT.open(url, timeout=60) as response:
             return response.read()
 
     def get(self, path: str) -> Any:
@@ -134,7 +135,7 @@ class ComfyServer:
 
     def post(self, path: str, data: Any) -> bytes:
         request = urllib.request.Request(self.url + path, json.dumps(data).encode(), method="POST")
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with DIRECT.open(request, timeout=60) as response:
             return response.read()
 
     def interrupt(self) -> None:

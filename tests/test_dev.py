@@ -34,6 +34,9 @@ def dev(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, tmp_path / folder)
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
+    for name in [name for name in os.environ if name.upper().startswith("PIP_")]:  # the settings of whoever runs this
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return module
 
 
@@ -179,11 +182,8 @@ def test_a_damaged_comfyui_is_fetched_again(dev, lock, index, damage):
     assert (host.root / "comfy" / "ops.py").stat().st_size == 600
 
 
-def test_a_truncated_download_is_refused(dev, lock, index, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "dev", dev)
-    path = dev.CACHE / "a.tar.gz"
-    archive(path, SOURCES)
+def test_a_truncated_download_is_refused(dev, tmp_path):
+    path = archive(tmp_path / "a.tar.gz", SOURCES)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     dev.check_hash(path, sha256)
     path.write_bytes(path.read_bytes()[:100])
@@ -389,21 +389,35 @@ def test_a_failed_install_shows_the_command_the_last_lines_and_what_to_do(dev, e
         install(dev, environment, "alpha", "there-is-no-such-package", name="the layer")
     text = str(caught.value)
     assert "Installing the layer failed (exit 1): pip install alpha there-is-no-such-package" in text
-    assert "    ERROR: No matching distribution found for there-is-no-such-package" in text
+    last = (dev.CACHE / "setup.log").read_text(encoding="utf-8").splitlines()[-1]
+    assert "there-is-no-such-package" in last and f"    {last}" in text.splitlines()
     assert "COMFYUI_PYTHON" in text.splitlines()[-1]
     assert install(dev, environment, "alpha", name="the layer") == ["installing"]
 
 
-def test_no_requirement_moves_pytorch(dev, environment, tmp_path):
-    wheel(tmp_path / "wheels", "torch", "99.0")
-    with pytest.raises(dev.Failure, match="torch==2"):
-        install(dev, environment, "torch>=50")
+@pytest.mark.parametrize("constraints", ["", "torch<=100\n"])
+def test_no_requirement_moves_pytorch(dev, environment, tmp_path, monkeypatch, constraints):
+    """constraints: the user's own, with which pip words its refusal otherwise."""
+    ours, wheels = dict(line.split("==") for line in dev.TORCH)["torch"], tmp_path / "wheels"
+    for version in (ours, "99.0"):
+        wheel(wheels, "torch", version)
+    if constraints:
+        (tmp_path / "constraints.txt").write_text(constraints)
+        monkeypatch.setenv("PIP_CONSTRAINT", (tmp_path / "constraints.txt").as_uri())
+    install(dev, environment, "torch")
+    assert ours in (site(environment) / "torch.py").read_text()
+    with pytest.raises(dev.Failure) as caught:
+        install(dev, environment, "torch>=50", name="what wants another")
+    assert "Installing what wants another failed (exit 1): pip install torch>=50" in str(caught.value)
+    assert "pip config debug" in str(caught.value)
+    assert ours in (site(environment) / "torch.py").read_text()
 
 
 def test_advice(dev):
     assert "disk is full" in dev.pip_advice("OSError: [Errno 28] No space left on device")
     assert "3.10 to 3.14" in dev.pip_advice("ERROR: No matching distribution found for torch==2.11.0")
     assert "goes on where it stopped" in dev.pip_advice("ReadTimeoutError")
+    assert "constraint" in dev.pip_advice("ERROR: ResolutionImpossible: for help visit ...")
 
 
 def test_another_comfyui_adds_only_the_names_that_are_new(dev, lock, index, monkeypatch):
