@@ -5,8 +5,10 @@
     POST /noise_search/store          {"enabled": true, "limit_mb": 512}       -> the same; either key may be left out
     POST /noise_search/store/delete   {"searches": [3, 4]} or {"all": true}    -> the same, with the number "deleted"
 
-A body is a JSON object with these keys and types and nothing else; no path ever comes from a request. What is wrong is
-answered with 400 (413 where it is too long), and a store that cannot be used with 503, both with {"error": a sentence}.
+A body is a JSON object with these keys and types and nothing else; no path ever comes from a request. It is sent as
+application/json: a page of another site may send forms and plain text to any address without being asked, but of this
+type a browser asks first, and ComfyUI says no. What is wrong is answered with 400 (413 where it is too long, 415 where
+it is of another type), and a store that cannot be used with 503, both with {"error": a sentence}.
 ComfyUI serves every route below /api too.
 """
 
@@ -21,6 +23,7 @@ from typing import Any
 from . import finish, store
 
 FINISH, STORE, DELETE = "/noise_search/finish", "/noise_search/store", "/noise_search/store/delete"
+JSON = "application/json"
 LARGEST_BODY = 64 * 2**10
 LONGEST_NODE_ID = 1000
 LAST_ID = 2**63 - 1  # of SQLite
@@ -124,6 +127,9 @@ def searches_to_delete(body: dict[str, Any]) -> list[int] | None:
 
 async def _body(request: Any) -> dict[str, Any]:
     """The JSON object in a request's body, read as far as the limit only. Raises BadRequest."""
+    if request.content_type != JSON:
+        sent = request.headers.get("Content-Type", "nothing")
+        raise BadRequest(f"The request must be sent with Content-Type: {JSON}, not {_shown(sent)}.", 415)
     text = bytearray()
     async for chunk in request.content.iter_any():
         text += chunk

@@ -134,7 +134,8 @@ class ComfyServer:
         return json.loads(self.get_bytes(path))
 
     def post(self, path: str, data: Any) -> bytes:
-        request = urllib.request.Request(self.url + path, json.dumps(data).encode(), method="POST")
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(data).encode(), headers, method="POST")
         with DIRECT.open(request, timeout=60) as response:
             return response.read()
 

@@ -125,6 +125,7 @@ async def call(session, method, url, **what):
 def ask(server, path, body=None, method="POST", **what):
     """Status and JSON of one request; a body of bytes goes as it is."""
     if body is not None:
+        what["headers"] = {"Content-Type": "application/json", **what.get("headers", {})}
         what["data"] = body if isinstance(body, bytes) else json.dumps(body)
 
     async def once():
@@ -244,6 +245,37 @@ class TestOnAServer:
         status, told = ask(own_server, STORE, b"{}", headers={"Content-Encoding": "gzip"})
         assert status == 400 and "cannot be read" in told["error"]
 
+    @pytest.mark.parametrize("prefix", ["", "/api"])
+    @pytest.mark.parametrize("path", [FINISH, STORE, DELETE])
+    def test_what_a_page_of_another_site_can_send_unasked_does_nothing(self, own_server, path, prefix):
+        """Browsers ask the server before they send any type but these to another site; and without a type."""
+        assert own_server.run(search_prompt(2, "not to be deleted")).status == "success"
+        before = ask(own_server, STORE, method="GET")[1]
+        body = {FINISH: b"{}", STORE: b'{"enabled": false}', DELETE: b'{"all": true}'}[path]
+        simple = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+        for kind in [*simple, "text/plain; application/json", "application/json, text/plain", "x"]:
+            status, told = ask(own_server, prefix + path, body, headers={"Content-Type": kind})
+            assert status == 415 and "application/json" in told["error"] and told["error"][-1] == ".", kind
+        after = ask(own_server, STORE, method="GET")[1]
+        assert (after["enabled"], after["searches"]) == (before["enabled"], before["searches"])
+        assert "not to be deleted" in {search["prompt"] for search in after["searches"]}
+
+    def test_a_page_of_another_site_is_not_told_to_go_on(self, own_server):
+        """What a browser asks first, for a JSON body, from a page elsewhere, with ComfyUI as it starts."""
+        asked = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
+        for path in (FINISH, STORE, DELETE):
+
+            async def preflight(path=path):
+                headers = {**asked, "Access-Control-Request-Headers": "content-type"}
+                async with (
+                    aiohttp.ClientSession() as session,
+                    session.options(own_server.url + path, headers=headers) as response,
+                ):
+                    return response.status, response.headers.get("Access-Control-Allow-Origin")
+
+            status, allowed = asyncio.run(preflight())
+            assert status >= 400 and allowed is None
+
     @pytest.mark.parametrize("path", [FINISH, STORE, DELETE])
     def test_a_long_body_is_not_read(self, own_server, path):
         status, told = ask(own_server, path, b'{"node_id": "' + b"x" * 70_000 + b'"}')
@@ -255,7 +287,7 @@ class TestOnAServer:
         statuses = asyncio.run(fuzz(own_server))
         assert [status for status in statuses if status >= 500] == []
         assert sum(statuses.values()) == CALLS
-        assert min(statuses[200], statuses[400]) > CALLS // 20  # it was the routes that answered
+        assert min(statuses[200], statuses[400], statuses[415]) > CALLS // 20  # it was the routes that answered
         assert ask(own_server, STORE, method="GET")[0] == 200
         assert listing(own_server.home, store.parent) == before
 
@@ -332,7 +364,14 @@ async def fuzz(server):
     paths = [FINISH, STORE, DELETE, "/api" + FINISH, "/api" + STORE, "/api" + DELETE]
     paths += [STORE + "/%2e%2e/%2e%2e/x", STORE + "/../../../etc/passwd", STORE + "/1", FINISH + "?node_id=../../x"]
     methods = ["POST"] * 12 + ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    kinds = [None, "application/json", "text/plain", "multipart/form-data", "application/json; charset=utf-16", "x"]
+    kinds = [
+        None,
+        *["application/json"] * 6,
+        "text/plain",
+        "multipart/form-data",
+        "application/json; charset=utf-16",
+        "x",
+    ]
     statuses = Counter()
 
     async def one(session, number):
