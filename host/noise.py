@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import torch
 
-from ..search.recipe import Recipe, Rotate, one_draw
+from ..search.recipe import Recipe, Rotate, draw, noises, one_draw
+
+MOST_DRAWN = 2**26  # numbers of one draw that is held whole where the latent is smaller: 256 MB
+
+
+def check_cancel() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def generate(recipe: Recipe, latent: Mapping[str, Any]) -> Any:
@@ -16,43 +24,67 @@ def generate(recipe: Recipe, latent: Mapping[str, Any]) -> Any:
 
     Nested (audio-video) latents are drawn whole; a move or a single row of one raises ValueError.
     """
-    samples = latent["samples"]
-    index = latent.get("batch_index") if recipe.batch is None and recipe.batch_index is None else recipe.batch_index
+    return _generate([recipe], latent)
+
+
+def _generate(recipes: Sequence[Recipe], latent: Mapping[str, Any]) -> Any:
+    samples, index = latent["samples"], latent.get("batch_index")
     if samples.is_nested:
-        if recipe.moves or recipe.row is not None:
+        recipe = recipes[0]
+        if len(recipes) > 1 or recipe.moves or recipe.row is not None:
             raise ValueError(
                 "this recipe turns a noise or picks one item of a batch, which cannot be done for a latent made of "
                 "several tensors (audio with video). Use Random Search, or a recipe that is a seed alone."
             )
-        return comfy.sample.prepare_noise(samples, recipe.seed, index)
+        own = recipe.batch is None and recipe.batch_index is None
+        return comfy.sample.prepare_noise(samples, recipe.seed, index if own else recipe.batch_index)
+    stock = None if index is None else tuple(map(int, index))
+    if stock is not None:
+        recipes = [r.for_batch(len(stock), stock) if r.batch is None and r.batch_index is None else r for r in recipes]
 
-    def draw(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None) -> torch.Tensor:
-        like = samples.new_empty(1).expand(shape)
-        return comfy.sample.prepare_noise(like, seed, index)
+    def source(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None, rows: Sequence[int]) -> Any:
+        drawn = shape[0] if batch_index is None else max(batch_index) + 1
+        if (shape[0], batch_index) != (samples.shape[0], stock) and drawn * math.prod(shape[1:]) > MOST_DRAWN:
+            return _draw_rows(shape, seed, batch_index, rows, samples.dtype)
+        noise = comfy.sample.prepare_noise(samples.new_empty(1).expand(shape), seed, batch_index)
+        return noise if list(rows) == list(range(shape[0])) else noise[list(rows)]
 
-    return recipe.noise(tuple(samples.shape), samples.dtype, draw)
+    return noises(recipes, tuple(samples.shape), samples.dtype, source, check_cancel)
+
+
+def _draw_rows(
+    shape: tuple[int, ...], seed: int, index: tuple[int, ...] | None, rows: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """Rows of a batch that is far larger than the latent, as ComfyUI's function draws it but for the memory and the
+    time without Cancel."""
+    if dtype != torch.float32:  # which versions of ComfyUI draw differently
+        raise ValueError(
+            f"the recipe picks items of a batch of {shape[0]} noises of shape {shape[1:]}, which is too large to be "
+            f"drawn whole, as it has to be for a latent of type {dtype}. Connect a latent of 32-bit numbers."
+        )
+    torch.manual_seed(seed)  # as ComfyUI's function does: some samplers go on with it
+    return draw(shape, seed, index, rows, check_cancel)
 
 
 def initial_noise(recipes: Sequence[Recipe], latent: Mapping[str, Any]) -> Any:
     """The noise of a whole LATENT from one recipe for the batch, or from one for each of its items.
 
-    Raises ValueError where they make another number of items than the latent has.
+    Raises ValueError where they make another number of items than the latent has, before anything is drawn.
     """
     whole = one_draw(recipes)
     if whole is not None:
         recipes = [whole]
     elif len(recipes) > 1:  # one per item: a recipe that names no batch makes a single one
         recipes = [recipe if recipe.batch is not None else recipe.for_batch(1) for recipe in recipes]
-    noises = [generate(recipe, latent) for recipe in recipes]
-    if len(noises) == 1 and noises[0].is_nested:
-        return noises[0]
-    made, items = sum(noise.shape[0] for noise in noises), latent["samples"].shape[0]
+    samples = latent["samples"]
+    items = samples.unbind()[0].shape[0] if samples.is_nested else samples.shape[0]
+    made = sum(recipe.drawn_in(items) if recipe.row is None else 1 for recipe in recipes)
     if made != items:
         raise ValueError(
             f"the recipe makes a batch of {made} noises, but the latent has {items} items. "
             f"Connect a latent with a batch size of {made}."
         )
-    return torch.cat(noises) if len(noises) > 1 else noises[0]
+    return _generate(recipes, latent)
 
 
 class RecipeNoise:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import heapq
 import json
 import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +18,13 @@ import torch
 SEED_RANGE = 2**64
 MAX_MOVES = 4096
 MAX_BATCH = 4096
+MOST_MOVES = 2**18  # moves and jumps of all recipes of one text
+MOST_ROWS = 2**21  # single noises that the recipes of one text may have drawn or turned: see `cost`
+CHUNK = 2**20  # numbers drawn at a time where not all are kept; a multiple of BLOCK
+BLOCK = 16  # torch draws normal numbers in blocks of so many, from as many random words
 FORMAT_VERSION = 1
-Draw = Callable[[tuple[int, ...], int, tuple[int, ...] | None], torch.Tensor]
+Draw = Callable[[tuple[int, ...], int, tuple[int, ...] | None, Sequence[int]], torch.Tensor]
+Check = Callable[[], None]
 
 
 class RecipeError(ValueError):
@@ -37,19 +45,24 @@ class Rotate:
     angle: float
 
     def __call__(self, noise: torch.Tensor) -> torch.Tensor:
+        """noise: of a whole batch."""
+        return self.turn(noise, directions(tuple(noise.shape), self.seed, range(noise.shape[0])))
+
+    def turn(self, noise: torch.Tensor, toward: torch.Tensor) -> torch.Tensor:
+        """The items of `noise`, each turned towards its own of the `directions` of this seed."""
+        turned = [self._turn(*pair) for pair in zip(noise.split(1), toward.split(1), strict=True)]
+        return torch.cat(turned) if len(turned) > 1 else turned[0]
+
+    def _turn(self, noise: torch.Tensor, toward: torch.Tensor) -> torch.Tensor:
         x = noise.to(torch.float64).flatten(1)
         norm = _steady(x.norm(dim=1, keepdim=True))
         if x.shape[1] < 2 or not ((norm > 0) & norm.isfinite()).all():
             raise ValueError(
-                f"this noise of shape {tuple(noise.shape)} cannot be turned: it needs at least two finite numbers per "
-                "item that are not all 0"
+                f"a noise of shape {tuple(noise.shape[1:])} cannot be turned: it needs at least two finite numbers "
+                "that are not all 0"
             )
         u = x / norm
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        torch.randn(
-            noise.shape, generator=generator, dtype=torch.float32
-        )  # what `draw` makes of this seed: often the noise being turned
-        v = torch.randn(noise.shape, generator=generator, dtype=torch.float32).to(torch.float64).flatten(1)
+        v = toward.to(torch.float64).flatten(1)
         v = v - _steady((v * u).sum(dim=1, keepdim=True)) * u
         w = v / _steady(v.norm(dim=1, keepdim=True))
         angle = math.radians(self.angle)
@@ -125,20 +138,24 @@ class Recipe:
         return tuple(whole.for_row(row) for row in range(batch))
 
     def noise(
-        self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, source: Draw | None = None
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        source: Draw | None = None,
+        check: Check = lambda: None,
     ) -> torch.Tensor:
-        """The noise on the CPU.
+        """The noise on the CPU, as `noises` of this recipe alone makes it.
 
         shape: the latent's shape [B, C, ...]; B is replaced by the recipe's own batch where it has one. Returns
-        [batch, C, ...], or [1, C, ...] if the recipe picks a row. `source` draws the noise of a seed (default `draw`).
+        [batch, C, ...], or [1, C, ...] if the recipe picks a row.
         """
-        batch = self.batch if self.batch is not None else shape[0]
-        noise = (source or draw)((batch, *shape[1:]), self.seed, self.batch_index)
-        for move in self.moves:
-            noise = move(noise)
-        if self.row is not None:
-            noise = noise[self.row : self.row + 1]
-        return noise.to(dtype)
+        return noises([self], shape, dtype, source, check)
+
+    def drawn_in(self, batch: int) -> int:
+        """The size of the batch that the noise is drawn in, for a latent of `batch` items."""
+        if self.batch is not None:
+            return self.batch
+        return batch if self.batch_index is None else len(self.batch_index)
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = {"version": FORMAT_VERSION, "seed": self.seed}
@@ -210,22 +227,183 @@ def derive(seed: int, *names: int | str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def draw(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None = None) -> torch.Tensor:
+def noises(
+    recipes: Sequence[Recipe],
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    source: Draw | None = None,
+    check: Check = lambda: None,
+) -> torch.Tensor:
+    """The noises of several recipes on the CPU, one after the other in one tensor.
+
+    Only the rows that the recipes pick are kept and turned, and what several of them share is drawn once: a batch
+    takes as long as its items, and memory for them alone. shape: as in `Recipe.noise`. source: draws the rows of a
+    seed's noise (default `draw`). check: called again and again; what it raises (Cancel) ends the work.
+    """
+    batches = [recipe.drawn_in(shape[0]) for recipe in recipes]
+    rows = [list(range(b)) if r.row is None else [r.row] for r, b in zip(recipes, batches, strict=True)]
+    parts: list[Any] = [None] * len(recipes)
+    for (seed, batch, index), members in _draws(recipes, batches).items():
+        check()
+        wanted = [row for member in members for row in rows[member]]
+        found = (source or partial(draw, check=check))((batch, *shape[1:]), seed, index, wanted)
+        for member, part in zip(members, found.split([len(rows[member]) for member in members]), strict=True):
+            parts[member] = part
+    for (seed, batch), turns in _turns(recipes, batches):
+        check()
+        wanted = [row for member, _ in turns for row in rows[member]]
+        found = directions((batch, *shape[1:]), seed, wanted, check)
+        shares = found.split([len(rows[member]) for member, _ in turns])
+        for (member, move), share in zip(turns, shares, strict=True):
+            check()
+            parts[member] = move.turn(parts[member], share)
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
+
+
+def _draws(recipes: Sequence[Recipe], batches: Sequence[int]) -> dict[tuple, list[int]]:
+    """Which recipes (by number) begin with the same draw: of (seed, batch, batch_index). That of the last recipe comes
+    last, as if they were drawn one by one: a host's own draw leaves its generator behind."""
+    drawn: dict[tuple, list[int]] = {}
+    for member in reversed(range(len(recipes))):
+        recipe = recipes[member]
+        drawn.setdefault((recipe.seed, batches[member], recipe.batch_index), []).insert(0, member)
+    return dict(reversed(drawn.items()))
+
+
+def _turns(
+    recipes: Sequence[Recipe], batches: Sequence[int]
+) -> Iterator[tuple[tuple[int, int], list[tuple[int, Rotate]]]]:
+    """The moves of all recipes, each recipe's in its own order, as steps of one (seed, batch): [(recipe, move)].
+
+    The smallest seed of those that are next comes first, so that items of one search, whose seeds count up, share a
+    step wherever they share a seed.
+    """
+    next_of: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    waiting: list[tuple[int, int]] = []
+
+    def queue(member: int, position: int) -> None:
+        if position < len(recipes[member].moves):
+            key = recipes[member].moves[position].seed, batches[member]
+            if key not in next_of:
+                next_of[key] = []
+                heapq.heappush(waiting, key)
+            next_of[key].append((member, position))
+
+    for member in range(len(recipes)):
+        queue(member, 0)
+    while waiting:
+        key = heapq.heappop(waiting)
+        ready = next_of.pop(key)
+        yield key, [(member, recipes[member].moves[position]) for member, position in ready]
+        for member, position in ready:
+            queue(member, position + 1)
+
+
+def cost(recipes: Sequence[Recipe]) -> int:
+    """How many noises of one item `noises` draws or turns, at most, for a latent of one item."""
+    batches = [recipe.drawn_in(1) for recipe in recipes]
+    items = [batch if recipe.row is None else 1 for recipe, batch in zip(recipes, batches, strict=True)]
+    total = sum(max(index) + 1 if index else batch for _, batch, index in _draws(recipes, batches))
+    for (_, batch), turns in _turns(recipes, batches):
+        total += 2 * batch + sum(items[member] for member, _ in turns)
+    return total
+
+
+def draw(
+    shape: tuple[int, ...],
+    seed: int,
+    batch_index: tuple[int, ...] | None = None,
+    rows: Sequence[int] | None = None,
+    check: Check = lambda: None,
+) -> torch.Tensor:
     """Standard normal float32 noise on the CPU from a private generator; global random state is left alone.
 
     Equal to `comfy.sample.prepare_noise(latent, seed, batch_index)` for a float32 latent of this shape: the whole batch
     in one draw, or with `batch_index` one draw per item, in order, of which the named ones are kept. (Latents of other
-    types differ between versions of ComfyUI: 0.16 draws in the latent's type, later ones in float32.)
+    types differ between versions of ComfyUI: 0.16 draws in the latent's type, later ones in float32.) rows: those of
+    the result that are wanted, and only they take memory.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     if batch_index is None:
-        return torch.randn(shape, generator=generator, dtype=torch.float32)
+        return _rows(generator, shape, range(shape[0]) if rows is None else rows, check)
+    wanted = [batch_index[row] for row in (range(len(batch_index)) if rows is None else rows)]
     kept = {}
-    for i in range(max(batch_index) + 1):
+    for i in range(max(wanted) + 1):
+        check()
         noise = torch.randn((1, *shape[1:]), generator=generator, dtype=torch.float32)
-        if i in batch_index:
+        if i in wanted:
             kept[i] = noise
-    return torch.cat([kept[i] for i in batch_index])
+    return torch.cat([kept[i] for i in wanted])
+
+
+def directions(shape: tuple[int, ...], seed: int, rows: Sequence[int], check: Check = lambda: None) -> torch.Tensor:
+    """The rows of what a move of this seed draws for a batch of this shape: its second noise, as the first is what
+    `draw` makes of the seed, which is often the noise being turned."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    _skip(generator, math.prod(shape), check)
+    return _rows(generator, shape, rows, check)
+
+
+def _rows(generator: torch.Generator, shape: tuple[int, ...], rows: Sequence[int], check: Check) -> torch.Tensor:
+    """Those rows of `torch.randn(shape)`, bit for bit. What comes before them is passed over, not kept."""
+    total, item = math.prod(shape), math.prod(shape[1:])
+    if list(rows) == list(range(shape[0])) or total <= CHUNK or not in_blocks():
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+        return noise if list(rows) == list(range(shape[0])) else noise[list(rows)]
+    kept = torch.empty(len(rows), item)
+    first, end = min(rows) * item // BLOCK * BLOCK, (max(rows) + 1) * item
+    first = min(first, (total // BLOCK - 1) * BLOCK)  # the last block is drawn with what is left over
+    _pass(generator, first, check)
+    for start, size in _pieces(total - first):
+        start += first
+        if start >= end:
+            break
+        check()
+        piece = torch.randn(size, generator=generator, dtype=torch.float32)
+        for place, row in enumerate(rows):
+            low, high = max(start, row * item), min(start + size, (row + 1) * item)
+            if low < high:
+                kept[place, low - row * item : high - row * item] = piece[low - start : high - start]
+    return kept.reshape(len(rows), *shape[1:])
+
+
+def _pieces(total: int) -> Iterator[tuple[int, int]]:
+    """(start, size) of draws that together are one draw of `total` numbers: whole blocks, and at least one at the end
+    with what is left over, as torch draws the last block again where a size is no multiple."""
+    start = 0
+    while total - start >= CHUNK + BLOCK:
+        yield start, CHUNK
+        start += CHUNK
+    yield start, total - start
+
+
+def _skip(generator: torch.Generator, total: int, check: Check) -> None:
+    """Leaves the generator as `torch.randn(total)` does."""
+    if total < BLOCK or not in_blocks():
+        torch.randn(total, generator=generator, dtype=torch.float32)
+    else:
+        _pass(generator, total + (BLOCK if total % BLOCK else 0), check)
+
+
+def _pass(generator: torch.Generator, words: int, check: Check) -> None:
+    """Takes so many random words, one for each normal number, without making numbers of them, which is faster."""
+    unused = torch.empty(min(words, CHUNK), dtype=torch.int32)
+    for start in range(0, words, CHUNK):
+        check()
+        unused[: min(CHUNK, words - start)].random_(generator=generator)
+
+
+@functools.cache
+def in_blocks() -> bool:
+    """Whether this torch draws as `_pieces` and `_pass` take it. It always has; were it otherwise, a noise would be
+    another without a word, so it is looked at once, and then noises are drawn whole."""
+    total = 3 * BLOCK + 5
+    whole, parts, passed = (torch.Generator("cpu").manual_seed(1) for _ in range(3))
+    noise, after = (torch.randn(size, generator=whole) for size in (total, total))
+    pieces = [torch.randn(size, generator=parts) for size in (BLOCK, 2 * BLOCK + 5, total)]
+    torch.empty(total + BLOCK, dtype=torch.int32).random_(generator=passed)
+    alike = torch.equal(torch.cat(pieces), torch.cat([noise, after]))
+    return alike and torch.equal(torch.randn(total, generator=passed), after)
 
 
 def to_json(recipes: list[Recipe]) -> str:
@@ -240,11 +418,26 @@ def from_json(text: str) -> list[Recipe]:
         data = json.loads(text)
     except (ValueError, RecursionError, TypeError) as error:
         raise RecipeError(f'a recipe is JSON such as {{"seed": 42}}; could not read {_short(text)}: {error}') from None
-    if not isinstance(data, list):
-        return [Recipe.from_dict(data)]
-    if not 0 < len(data) <= MAX_BATCH:
+    if isinstance(data, list) and not 0 < len(data) <= MAX_BATCH:
         raise RecipeError(f"a list of recipes has 1 to {MAX_BATCH} entries, not {len(data)}")
-    return [Recipe.from_dict(item) for item in data]
+    items = data if isinstance(data, list) else [data]
+    moves = sum(_length(item, "moves") + _length(item, "jumps") for item in items)
+    if moves > MOST_MOVES:
+        raise RecipeError(
+            f"the recipes {_short(data)} have {moves:,} moves and jumps, and at most {MOST_MOVES:,} are read"
+        )
+    recipes = [Recipe.from_dict(item) for item in items]
+    if (rows := cost(recipes)) > MOST_ROWS:
+        raise RecipeError(
+            f"the recipe {_short(data)} asks for {rows:,} noises to be drawn or turned (its batch times its moves); at "
+            f"most {MOST_ROWS:,} are made"
+        )
+    return recipes
+
+
+def _length(data: Any, name: str) -> int:
+    entries = data.get(name) if isinstance(data, dict) else None
+    return len(entries) if isinstance(entries, list) else 0
 
 
 def _move(data: Any) -> Rotate:

@@ -6,9 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from noise_search.search.recipe import Jump, Recipe, RecipeError, Rotate, derive, draw, from_json, one_draw, to_json
+from noise_search.search import recipe as recipe_module
+from noise_search.search.recipe import (
+    Jump,
+    Recipe,
+    RecipeError,
+    Rotate,
+    derive,
+    draw,
+    from_json,
+    noises,
+    one_draw,
+    to_json,
+)
+from torch.overrides import TorchFunctionMode
 
 SEEDS = st.integers(0, 2**64 - 1)
 ANGLES = st.floats(0, 180)
@@ -214,7 +227,7 @@ def test_rotate_twice_with_one_seed_hits_the_angle():
 def test_a_noise_without_a_direction_cannot_be_turned(noise):
     with pytest.raises(ValueError) as caught:
         Rotate(1, 18.0)(noise)
-    assert f"shape {tuple(noise.shape)} cannot be turned" in str(caught.value)
+    assert f"shape {tuple(noise.shape[1:])} cannot be turned" in str(caught.value)
 
 
 def test_rotate_does_not_depend_on_the_last_bits_of_a_sum(monkeypatch):
@@ -230,6 +243,187 @@ def test_moves_are_applied_in_turn():
     a, b = Rotate(1, 20.0), Rotate(2, 30.0)
     noise = Recipe.from_seed(3).then(a).then(b).noise(SHAPE)
     assert torch.equal(noise, b(a(draw(SHAPE, 3))))
+
+
+# Only what is needed is drawn and turned
+
+
+def as_defined(recipe, shape):
+    """The definition, in plain words: the whole batch drawn and turned at once, then one row picked."""
+    batch = recipe.batch or (len(recipe.batch_index) if recipe.batch_index else shape[0])
+    shape = (batch, *shape[1:])
+    generator = torch.Generator().manual_seed(recipe.seed)
+    if recipe.batch_index is None:
+        noise = torch.randn(shape, generator=generator)
+    else:
+        items = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(recipe.batch_index) + 1)]
+        noise = torch.cat([items[i] for i in recipe.batch_index])
+    for move in recipe.moves:
+        generator = torch.Generator().manual_seed(move.seed)
+        torch.randn(shape, generator=generator)
+        x, v = noise.double().flatten(1), torch.randn(shape, generator=generator).double().flatten(1)
+        norm = x.norm(dim=1, keepdim=True).float().double()
+        u = x / norm
+        v = v - (v * u).sum(dim=1, keepdim=True).float().double() * u
+        w = v / v.norm(dim=1, keepdim=True).float().double()
+        angle = math.radians(move.angle)
+        noise = (norm * (math.cos(angle) * u + math.sin(angle) * w)).reshape(shape).float()
+    return noise if recipe.row is None else noise[recipe.row : recipe.row + 1]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Draws of a few hundred numbers are then made in pieces, as those of millions are."""
+    monkeypatch.setattr(recipe_module, "CHUNK", 64)
+
+
+ITEMS = st.sampled_from([(1,), (3,), (16,), (4, 3, 5), (5, 7), (4, 8, 8), (2, 2, 9, 1), (1, 331)])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(recipes(), min_size=1, max_size=5), ITEMS, st.integers(1, 4))
+def test_many_recipes_at_once_are_what_each_is_by_its_definition(small_chunks, items, item, batch):
+    if math.prod(item) < 2:  # has no direction
+        items = [replace(recipe, moves=()) for recipe in items]
+    expected = torch.cat([as_defined(recipe, (batch, *item)) for recipe in items])
+    assert torch.equal(noises(items, (batch, *item)), expected)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SEEDS, st.integers(1, 40), ITEMS, st.lists(ROTATIONS, max_size=2).map(tuple), st.data())
+def test_a_row_of_a_large_batch_is_that_of_the_whole(small_chunks, seed, batch, item, moves, data):
+    recipe = Recipe(seed, moves if math.prod(item) > 1 else (), data.draw(st.integers(0, batch - 1)), batch)
+    assert torch.equal(recipe.noise((1, *item)), as_defined(recipe, (1, *item)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_noise_of_another_type_is_turned_in_that_type(dtype):
+    """A host that draws in the latent's type rounds after every move."""
+    moves = (Rotate(1, 20.0), Rotate(2, 30.0))
+
+    def source(shape, seed, index, rows):
+        return draw(shape, seed, index, rows).to(dtype)
+
+    whole = moves[1](moves[0](draw((5, 4, 8, 8), 3).to(dtype)))
+    found = noises([Recipe(3, moves, row, 5) for row in (4, 1)], (5, 4, 8, 8), dtype, source)
+    assert found.dtype == dtype
+    assert torch.equal(found, whole[[4, 1]])
+
+
+def test_at_full_size_too():
+    """Pieces of the real size: one row of 300 of 16 x 33 x 33 numbers, whose draw has no whole number of blocks."""
+    recipe = Recipe(7, (Rotate(8, 18.0),), 299, 301)
+    assert 5 * recipe_module.CHUNK < 301 * 16 * 33 * 33
+    assert torch.equal(recipe.noise((1, 16, 33, 33)), as_defined(recipe, (1, 16, 33, 33)))
+    assert recipe_module.in_blocks()
+
+
+def test_a_torch_that_drew_otherwise_would_draw_whole(small_chunks, monkeypatch):
+    monkeypatch.setattr(recipe_module, "in_blocks", lambda: False)
+    monkeypatch.setattr(recipe_module, "_pieces", lambda total: pytest.fail("drawn in pieces"))
+    monkeypatch.setattr(recipe_module, "_pass", lambda *args: pytest.fail("passed over"))
+    recipe = Recipe(7, (Rotate(8, 18.0),), 9, 11)
+    assert torch.equal(recipe.noise((1, 4, 5, 5)), as_defined(recipe, (1, 4, 5, 5)))
+
+
+class Work(TorchFunctionMode):
+    """Counts the random numbers drawn or passed over, the largest tensor, and the numbers turned."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn, self.largest = 0, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        if isinstance(out, torch.Tensor):
+            self.largest = max(self.largest, out.numel())
+            self.drawn += out.numel() * (func in (torch.randn, torch.Tensor.random_))
+        return out
+
+
+def work(items, shape):
+    with Work() as counted:
+        noises(items, shape)
+    return counted
+
+
+def test_a_batch_draws_as_many_numbers_as_its_items():
+    """Sixteen items that share their moves, as those of a candidate do that went the same way, and sixteen that do not:
+    a move of one seed is drawn once for all of them."""
+    moves = tuple(Rotate(seed, 18.0) for seed in range(1, 11))
+    alone = work([Recipe(0, moves)], (1, 16, 16, 16)).drawn
+    together = [Recipe(0, moves, row, 16) for row in range(16)]
+    assert work(together, (16, 16, 16, 16)).drawn <= 16 * alone
+    apart = [replace(recipe, moves=moves[:row] + moves[row + 1 :]) for row, recipe in enumerate(together)]
+    assert work(apart, (16, 16, 16, 16)).drawn <= 16 * alone
+
+
+def test_one_row_of_the_largest_batch_takes_little_memory():
+    item = 4 * 64 * 64
+    [recipe] = from_json('{"seed":1,"batch":4096,"row":4095,"moves":[{"move":"rotate","seed":2,"angle":9}]}')
+    counted = work([recipe], (1, 4, 64, 64))
+    assert counted.largest <= recipe_module.CHUNK + 16
+    assert counted.drawn <= 3 * 4096 * item + recipe_module.CHUNK
+
+
+def test_it_can_be_cancelled_between_the_moves_and_within_a_draw():
+    class Cancelled(Exception):
+        pass
+
+    def cancel_at(number):
+        def check():
+            nonlocal number
+            number -= 1
+            if number < 0:
+                raise Cancelled
+
+        return check
+
+    long = Recipe(1, tuple(Rotate(seed, 9.0) for seed in range(500)))
+    with pytest.raises(Cancelled):
+        long.noise(SHAPE, check=cancel_at(100))
+    with Work() as counted, pytest.raises(Cancelled):
+        Recipe(1, (), 4095, 4096).noise((1, 4, 64, 64), check=cancel_at(5))
+    assert counted.drawn <= 6 * recipe_module.CHUNK
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"seed": 1, "batch": 4096, "row": 0, "moves": [{"move": "rotate", "seed": 1, "angle": 9}] * 4096},
+        [{"seed": seed, "batch": 4096, "row": 4095} for seed in range(1024)],
+        [{"seed": 1, "batch": 512, "moves": [{"move": "rotate", "seed": 1, "angle": 9}] * 4096}] * 2,
+        [{"seed": seed, "batch_index": [4095]} for seed in range(1024)],
+    ],
+    ids=["moves of a large batch", "draws of a large batch", "turns", "draws by index"],
+)
+def test_what_would_take_hours_is_refused(recipe):
+    with pytest.raises(RecipeError, match=r"^the recipe \[?\{'batch.* asks for [\d,]{9,} noises to be drawn or turned"):
+        from_json(json.dumps(recipe))
+
+
+@pytest.mark.parametrize("name", ["moves", "jumps"])
+def test_what_takes_long_to_read_is_not_read(name):
+    """More of them than any search makes, spread over the items: each would be looked at."""
+    entries = [{"move": "rotate", "seed": 1, "angle": 9}] * 4096
+    with pytest.raises(RecipeError, match=r"^the recipes \[\{.*'seed': 1.* have 266,240 moves and jumps"):
+        from_json(json.dumps([{"seed": 1, name: entries}] * 65))
+
+
+def test_what_a_long_search_of_a_large_batch_finds_is_read():
+    """64 items that each took 100 of 400 steps."""
+    found = [Recipe(0, tuple(Rotate(seed, 9.0) for seed in range(1 + row % 4, 401, 4)), row, 64) for row in range(64)]
+    assert from_json(to_json(found)) == found
+
+
+@given(st.lists(recipes(), min_size=1, max_size=4))
+def test_what_is_read_draws_no_more_than_it_costs(items):
+    counted = work(items, (1, 4, 3, 5))
+    item = 4 * 3 * 5
+    turned = sum(len(r.moves) * (1 if r.row is not None else r.drawn_in(1)) for r in items)
+    assert counted.drawn + turned * item <= recipe_module.cost(items) * item + 16 * (
+        1 + sum(len(r.moves) for r in items)
+    )
 
 
 # What is not a recipe
