@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 import time
@@ -10,12 +11,12 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import latent_preview
+import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..search.budget import Spending
-from ..search.log import DRAFT, FINAL, PREVIEW, Candidate, Pool, SearchLog
+from ..search.log import DRAFT, PREVIEW, Candidate, Pool, SearchLog
 from ..search.run import Run
 from .sampling import Sampling
 
@@ -24,92 +25,137 @@ SHOW_EVERY = 0.2  # seconds
 TEXT_WIDTH = 52  # characters that fit on a node of usual width
 
 
+def as_saved(image: torch.Tensor) -> np.ndarray:
+    """The pixels of an image [H, W, C] as ComfyUI's savers write them: 8 bits, rounded down in the image's own type."""
+    image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not know
+    return np.clip(255.0 * image.detach().cpu().numpy(), 0, 255).astype(np.uint8)
+
+
 def to_pil(image: torch.Tensor) -> Image.Image:
     """[H, W, 3 or more] float in 0..1 -> a Pillow image."""
-    pixels = image[..., :3].detach().float().clamp(0, 1).mul_(255).round_().to("cpu", torch.uint8)
-    return Image.fromarray(pixels.numpy())
+    return Image.fromarray(as_saved(image[..., :3]))
+
+
+def server() -> Any:
+    """ComfyUI's server, or None where there is none."""
+    module = sys.modules.get("server")  # importing it would start half a server where there is none
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
+
+
+def nobody_looks() -> bool:
+    """Whether what runs was queued without a client. ComfyUI would then show it to every browser."""
+    return server() is not None and server().client_id is None
 
 
 def send_text(text: str, node_id: str | None) -> None:
-    """Shows a text on the node, where there is a server and a node to show it on.
+    """Shows a text on the node to the client that queued it, where there is one and a node to show it on.
 
     Broken into lines here: ComfyUI's canvas would break them in the middle of a word.
     """
-    module = sys.modules.get("server")  # importing it would start half a server where there is none
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
-    if server is not None and node_id is not None:
-        lines = [textwrap.fill(line, TEXT_WIDTH, break_on_hyphens=False) for line in text.split("\n")]
-        server.send_progress_text("\n".join(lines), node_id)
+    host = server()
+    if host is not None and host.client_id is not None and node_id is not None:
+        host.send_progress_text(in_lines(text), node_id, host.client_id)
+
+
+def in_lines(text: str) -> str:
+    """A text in lines that fit on a node."""
+    return "\n".join(textwrap.fill(line, TEXT_WIDTH, break_on_hyphens=False) for line in text.split("\n"))
 
 
 class SearchProgress:
-    """Fills once, with the compute spent. Shows the running latent until there is a best image."""
+    """Fills once, with the work done. Shows the running latent until there is a best image, then the best so far, and
+    at the end the winner."""
 
     def __init__(self, sampling: Sampling, candidates: int, node_id: str | None = None):
         self.sampling = sampling
         self.candidates = candidates
         self.node_id = node_id
         self.total = max(candidates * max(sampling.steps, 1), 1)
-        self.spending: Spending | None = None
+        self.run: Run | None = None
         self.value = 0
         self.evaluated = sampling.evaluations.rows  # before this search
         model = sampling.model
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        self.has_best = False
-        self.shown = 0.0
+        self.pictured: int | None = None  # the candidate on show
+        self.shown = -math.inf
+        self.clock = _Clock(sampling.steps)
         self.bar = comfy.utils.ProgressBar(self.total)
         self.console = tqdm(total=self.total, desc="Noise Search", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
 
     def step(self, step: int, x0: Any, x: Any, total_steps: int) -> None:
         """The sampler's callback."""
         preview = None
-        if self.previewer is not None and not self.has_best:
+        if self.previewer is not None and self.pictured is None and not nobody_looks():
             x0 = x0.tensors[0] if x0.is_nested else x0
             preview = self.previewer.decode_latent_to_preview_image("JPEG", x0)
         self._show(preview)
 
     def candidate(self, run: Run, candidate: Candidate) -> None:
-        """A candidate is scored: a line of text, and its image where it is the best so far."""
-        self.spending = run.spending
+        """A candidate is scored: a line of text, and the picture of the best so far where that is another one now."""
+        self.run = run
+        self.clock.add(candidate)
         comfy.model_management.throw_exception_if_processing_interrupted()  # what is remembered asks nobody else
         if candidate.recalled and time.monotonic() < self.shown + SHOW_EVERY:
             return  # they come faster than anyone can look
         self.shown = time.monotonic()
         text = tell(run, candidate)
-        image, preview = best_image(run.pool, candidate), None
-        if image is not None:
-            self.has_best = True
-            # ComfyUI would enlarge a smaller one.
-            preview = ("JPEG", to_pil(image), min(PREVIEW_SIZE, max(image.shape[:2])))
-        self._show(preview)
+        self._show(self._picture(run.pool, candidate.stage))
         self.console.set_postfix_str(text)
         send_text(text, self.node_id)
 
-    def end(self, pool: Pool) -> None:
-        """The search is over: the last line says what it found and why it ended."""
-        log = pool.log
-        self.bar.update_absolute(self.total)
-        extra = f" (+{log.extra_nfe:,} extra)" if log.extra_nfe else ""
-        spent = f"{log.nfe - log.extra_nfe:,} NFE{extra}"
-        lines = [f"{_best(log)} · {spent}.", f"Ended because {log.stopped}." if log.stopped else ""]
-        if log.recalled:
-            lines.append(f"{len(log.recalled)} of {len(log.candidates)} candidates were known from before.")
-        send_text("\n".join([*filter(None, lines), *log.warnings]), self.node_id)
+    def finished(self) -> None:
+        """The search itself is over: the console's bar, which ends here, is full."""
+        self.console.update(self.total - self.console.n)
+
+    def end(self, image: torch.Tensor, text: str) -> None:
+        """There is a winner: its image [H, W, C] and what to say of it. The image goes out as it is, without loss:
+        front ends show the last preview in place of the node's output."""
+        preview = None if nobody_looks() else ("PNG", to_pil(image), None)
+        self.bar.update_absolute(self.total, preview=preview)
+        send_text(text, self.node_id)
 
     def close(self) -> None:
         self.console.close()
 
     def _show(self, preview: Any) -> None:
-        self.value = max(self.value, round(self._fraction() * self.total))
+        # Full only at the end: winners may have to be rendered once more.
+        self.value = max(self.value, min(int(self._fraction() * self.total), self.total - 1))
         self.console.update(self.value - self.console.n)
         self.bar.update_absolute(self.value, preview=preview)
 
     def _fraction(self) -> float:
-        """Of the budget spent. What a run costs is known once stock is through."""
-        if self.spending is not None:
-            return self.spending.fraction
-        stock = (self.sampling.evaluations.rows - self.evaluated) / self.sampling.rows / max(self.sampling.steps, 1)
-        return min(stock, 1.0) / self.candidates
+        """How far the search is. What a run costs is known once stock is through."""
+        share = self.clock.sampling_share
+        if self.run is None:
+            rows = (self.sampling.evaluations.rows - self.evaluated) / self.sampling.rows
+            return share * min(rows / max(self.sampling.steps, 1), 1.0) / self.candidates
+        return self.run.spending.fraction(share, len(self.run.pool.again()))
+
+    def _picture(self, pool: Pool, stage: str) -> Any:
+        """A preview of the best candidate of a stage, if it is not the one on show."""
+        best = pool.log.best(0, stage)
+        image = None if best.index == self.pictured or nobody_looks() else image_of(pool, best)
+        if image is None:
+            return None
+        self.pictured = best.index
+        return "JPEG", to_pil(image), min(PREVIEW_SIZE, max(image.shape[:2]))  # ComfyUI would enlarge a smaller one
+
+
+class _Clock:
+    """How much of a candidate's time its sampling takes, by those made so far."""
+
+    def __init__(self, steps: int):
+        self.sampling, self.all = float(steps), steps + 2.0  # before any is: decoding and scoring as a step each
+
+    def add(self, candidate: Candidate) -> None:
+        if candidate.index <= 1:  # candidate 0 had to load the models
+            self.sampling = self.all = 0.0
+        self.sampling += candidate.seconds.get("sample", 0.0)
+        self.all += sum(candidate.seconds.values())
+
+    @property
+    def sampling_share(self) -> float:
+        return self.sampling / self.all if self.all > 0 else 1.0
 
 
 def tell(run: Run, candidate: Candidate) -> str:
@@ -120,15 +166,22 @@ def tell(run: Run, candidate: Candidate) -> str:
     return f"{made} candidate{'s' if made > 1 else ''} · {spent}{what} · {_best(run.log)}"
 
 
-def best_image(pool: Pool, candidate: Candidate) -> torch.Tensor | None:
-    """The image [H, W, C] of a candidate that is the best so far, or while drafting the best draft's thumbnail."""
-    log, index = pool.log, candidate.index
-    if log.best(0, candidate.stage).index != index:
-        return None
-    if candidate.stage == FINAL and (index, 0) in pool.results:
-        return pool.results[index, 0].image[0]
-    thumbnail = log.thumbnails.get((index, 0))
-    return None if thumbnail is None else thumbnail.float() / 255
+def outcome(log: SearchLog) -> str:
+    """What a search found, why it ended and what the user should know of it: a line each."""
+    extra = f" (+{log.extra_nfe:,} extra)" if log.extra_nfe else ""
+    spent = f"{log.nfe - log.extra_nfe:,} NFE{extra}"
+    lines = [f"{_best(log)} · {spent}.", f"Ended because {log.stopped}." if log.stopped else ""]
+    if log.recalled:
+        lines.append(f"{len(log.recalled)} of {len(log.candidates)} candidates were known from before.")
+    return "\n".join([*filter(None, lines), *log.warnings])
+
+
+def image_of(pool: Pool, candidate: Candidate) -> torch.Tensor | None:
+    """The image [H, W, C] of a candidate, or what is left of it: its thumbnail."""
+    if (candidate.index, 0) in pool.results:
+        return pool.results[candidate.index, 0].image[0]
+    thumbnail = pool.log.thumbnails.get((candidate.index, 0))
+    return None if thumbnail is None else (thumbnail.float() + 0.5) / 255  # so that rounding down gives it back
 
 
 def _best(log: SearchLog) -> str:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import comfy.sd1_clip
-import numpy as np
 import torch
 
 from ..search.aggregate import Aggregator
@@ -29,7 +28,7 @@ from .content import files_behind, search_key
 from .engine import ComfyEngine, Options, Result, join_rows
 from .finish import ended_early, finishable
 from .noise import RecipeNoise
-from .progress import SearchProgress
+from .progress import SearchProgress, as_saved, outcome
 from .prompt_text import all_nodes, find_prompt, host_input_types, host_output_names
 from .sampling import Sampling
 from .store import Store, StoredMemory
@@ -173,8 +172,8 @@ def search(
         log.warnings.append(job.memory.problem)
     for warning in log.warnings:
         log_to_console.warning("Noise Search: %s", warning)
-    job.progress.end(pool)
     result = collect(pool, sampling)
+    job.progress.end(result.image[0], outcome(log))
     if remade and winners:  # not all of them need be made again
         result = replace(result, top_recipes=winners.recipes)
     write_metadata(result, prompt, graph)
@@ -298,6 +297,7 @@ class _Job:
             run_search(
                 algorithm, remembering or engine, pool, self.seed, budget, on_candidate, self.drop_bad, self.finish
             )
+            self.progress.finished()
         finally:
             self.progress.close()
             engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
@@ -369,7 +369,5 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
 
 
 def pixels_sha256(image: torch.Tensor) -> str:
-    """SHA-256 of an image [H, W, C] as ComfyUI's savers write it: 8 bits a channel, rounded down in its own type."""
-    image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not know
-    pixels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
-    return hashlib.sha256(pixels.tobytes()).hexdigest()
+    """SHA-256 of an image [H, W, C] as ComfyUI's savers write it."""
+    return hashlib.sha256(as_saved(image).tobytes()).hexdigest()

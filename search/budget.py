@@ -107,10 +107,16 @@ class Spending:
         by_candidates = self.budget.candidates * self.unit.nfe if self.unit else math.inf
         return min(by_candidates, self.budget.nfe or math.inf)
 
-    @property
-    def fraction(self) -> float:
-        """How much of the budget is spent, 0 to 1."""
-        return min(max(self.nfe / (self.limit or math.inf), self.seconds / (self.budget.seconds or math.inf)), 1.0)
+    def fraction(self, sampling: float = 1.0, again: int = 0) -> float:
+        """How much of the work is done, 0 to 1, by whichever limit is nearest.
+
+        sampling: how much of a candidate's work is its sampling, so that what is sampled and not judged counts for as
+        much. again: how many have to be rendered once more when the budget is spent.
+        """
+        pending = self.engine.pending()[0]
+        unit = self.unit.nfe if self.unit else 0.0
+        nfe = (self.nfe - pending + sampling * pending) / ((self.limit or math.inf) + again * unit)
+        return min(max(nfe, self.seconds / (self.budget.seconds or math.inf)), 1.0)
 
     def book(self, kind: str, nfe: float, seconds: float) -> None:
         """Takes down what a piece of work cost. The first piece is the stock run, the unit of the budget."""

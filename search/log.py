@@ -386,6 +386,11 @@ class Pool:
         """Candidates among the best whose results are gone: a rank-based order may return to an earlier one."""
         return sorted({index for index, row in self.wanted() if (index, row) not in self.results})
 
+    def again(self) -> list[int]:
+        """Candidates to render alone at the end: those missing, and the winners that were sampled in a batch."""
+        in_batch = {best.index for best in map(self.log.best, range(self.log.rows)) if best.together}
+        return sorted({*self.missing(), *in_batch})
+
     def restore(self, index: int, rendered: Rendered) -> None:
         """Puts back the results of a candidate that was rendered again; its evaluations count as extra."""
         wanted = self.wanted()

@@ -289,7 +289,7 @@ def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
     in_batch = {log.best(row).index for row in range(log.rows) if log.best(row).together}
     apart = 0.0
     failed: dict[int, str] = {}  # since the search
-    for index in sorted({*pool.missing(), *in_batch}):
+    for index in pool.again():
         candidate = log.candidates[index]
         rendered = engine.remake(candidate.recipes)
         if rendered.error is not None:

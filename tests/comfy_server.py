@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -181,6 +182,34 @@ class ComfyServer:
             await asyncio.sleep(0.02)
         run.outputs = history[run.prompt_id]["outputs"]
         return run
+
+    def run_without_client(self, prompt: dict[str, Any]) -> Run:
+        """Queues an API-format prompt as a script does that listens to nothing, and waits for its end."""
+        run = Run(prompt_id=json.loads(self.post("/prompt", {"prompt": prompt}))["prompt_id"])
+        while not (history := self.get(f"/history/{run.prompt_id}")):
+            time.sleep(0.05)
+        run.status, run.outputs = history[run.prompt_id]["status"]["status_str"], history[run.prompt_id]["outputs"]
+        return run
+
+    def overheard(self, work: Callable[[], Any]) -> list[Message]:
+        """What another browser is told while some work is done that queues a prompt."""
+
+        async def listen() -> list[Message]:
+            heard: list[Message] = []
+            async with (
+                aiohttp.ClientSession() as session,
+                session.ws_connect(f"{self.url}/ws", params={"clientId": uuid.uuid4().hex}, max_msg_size=0) as socket,
+            ):
+                working, left = asyncio.create_task(asyncio.to_thread(work)), 1
+                while left or not working.done():  # everybody is told how many prompts are left
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        heard.append(_parse(await asyncio.wait_for(socket.receive(), 0.5)))
+                        if heard[-1].type == "status":
+                            left = heard[-1].data["status"]["exec_info"]["queue_remaining"]
+                await working
+            return heard
+
+        return asyncio.run(listen())
 
     def images(self, run: Run, node_id: str) -> list[Image.Image]:
         """The pictures that a node of a finished run saved or previewed, with their text chunks in `.text`."""

@@ -88,7 +88,7 @@ def test_a_target_that_cannot_be_reached_is_refused(target):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_fraction_spent_rises_to_1(name):
     seen = []
-    search(ALGORITHMS[name], SyntheticEngine(), on_candidate=lambda run, _: seen.append(run.spending.fraction))
+    search(ALGORITHMS[name], SyntheticEngine(), on_candidate=lambda run, _: seen.append(run.spending.fraction()))
     assert seen == sorted(seen)
     assert seen[0] == pytest.approx(1 / 16)
     assert 0.8 < seen[-1] <= 1
