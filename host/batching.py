@@ -35,7 +35,6 @@ MIXING = {  # by the module of ComfyUI: what mixes the rows of a batch, some by 
     "nodes_slg": "Skip Layer Guidance",
     "nodes_video_model": "a guidance for videos",
 }
-ADAPTIVE_SAMPLERS = ("dpm_adaptive", "ode")  # choose their steps by the whole batch
 T = TypeVar("T")
 log_to_console = logging.getLogger(__name__)
 
@@ -65,11 +64,15 @@ class Batches:
         self.size = min(wanted or LARGEST, candidates)
         self.probed = False
         self.extra_nfe, self.extra_seconds = 0, 0.0
-        why = obstacle(sampling)
-        if why is None and self.automatic:
+        why = obstacle_around(sampling) if self.size > 1 else None
+        if why is None and self.automatic and self.size > 1:
             self.size = min(self.size, fitting(sampling))
             if 2 + 2 * self.size + sampling.steps > EXTRA_SHARE * candidates * sampling.steps:
                 why = "the search is too small for it to pay"
+        if why is None and self.size > 1:
+            started = time.perf_counter()
+            why = obstacle_within(sampling)
+            self.extra_seconds += time.perf_counter() - started
         if why is not None and self.size > 1:
             if not self.automatic:
                 log_to_console.warning("Noise Search: batch_size %d is not used: %s", wanted, why)
@@ -182,14 +185,23 @@ def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callab
 
 def obstacle(sampling: Sampling) -> str | None:
     """Why candidates of this sampling may not share a batch, or None."""
+    return obstacle_around(sampling) or obstacle_within(sampling)
+
+
+def obstacle_within(sampling: Sampling) -> str | None:
+    """The same of the sampler, which is tried without its model for that: a moment's work."""
+    if not sampling.deterministic:
+        return "the sampler draws noise of its own, which would depend on the batch"
+    if sampling.mixes_rows:
+        return "the sampler mixes the items of a batch, as where it chooses its steps by the whole batch"
+    return None
+
+
+def obstacle_around(sampling: Sampling) -> str | None:
+    """The same of all but the sampler."""
     samples = sampling.latent["samples"]
     if samples.is_nested or sampling.items > 1 or sampling.latent.get("batch_index") is not None:
         return "the latent is a batch itself, or made of several tensors"
-    if not sampling.deterministic:
-        return "the sampler draws noise of its own, which would depend on the batch"
-    name = getattr(getattr(sampling.sampler, "sampler_function", None), "__name__", "")
-    if any(part in name for part in ADAPTIVE_SAMPLERS):
-        return "the sampler chooses its steps by the whole batch"
     if getattr(sampling.sampler, "inpaint_options", {}).get("random") and sampling.latent.get("noise_mask") is not None:
         return "the sampler draws the noise outside of the mask for the whole batch"
     if sampling.steps < PROBE_STEPS:

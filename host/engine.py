@@ -125,7 +125,10 @@ class ComfyEngine:
 
     @property
     def deterministic(self) -> bool:
-        return self.sampling.deterministic
+        start = time.perf_counter()
+        answer = self.sampling.deterministic  # the sampler may have to be tried for it
+        self.batches.extra_seconds += time.perf_counter() - start
+        return answer
 
     @property
     def chunk(self) -> int:

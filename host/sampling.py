@@ -6,9 +6,12 @@ Nothing here goes below `CFGGuider.sample`, so LoRA, ControlNet, hooks, masks an
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import comfy.model_base
 import comfy.model_management
@@ -19,13 +22,17 @@ import comfy.samplers
 import torch
 
 from ..search.engine import coarser
-from ..search.recipe import Recipe
+from ..search.recipe import SEED_RANGE, Recipe
 from .demo import check_latent
 from .noise import initial_noise
+from .rehearsal import Rehearsal
 
 RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # only newer hosts put these in a LATENT
 WRAPPER_KEY = "noise_search"
-NOISY_SAMPLERS = ("ancestral", "sde", "lcm", "ddpm", "seeds", "sa_solver")  # parts of their functions' names
+LAST_SEED = SEED_RANGE - 1
+NO_PICTURES = {"audio": "audio", "hunyuan3dv2": "a 3D shape"}  # by the "type" that ComfyUI's nodes put in a LATENT
+T = TypeVar("T")
+log_to_console = logging.getLogger(__name__)
 
 
 class Evaluations:
@@ -65,6 +72,7 @@ class Sampling:
         self.ratios = {key: latent[key] for key in RATIO_KEYS if key in latent}
         self.latent = {key: value for key, value in latent.items() if key not in RATIO_KEYS}
         self.latent["samples"] = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"], **self.ratios)
+        check_pictures(self.latent)
         check_latent(self.model, self.latent["samples"])
         self.evaluations = Evaluations(self.items // self.rows)
         comfy.patcher_extension.add_wrapper_with_key(
@@ -137,10 +145,60 @@ class Sampling:
         """Whether the schedule ends before the image is finished, as that of the first of two models does."""
         return self.steps > 0 and float(self.sigmas[-1]) > 0
 
-    @property
+    @cached_property
     def deterministic(self) -> bool:
-        """Whether the sampler adds no noise of its own."""
-        return not adds_noise(self.sampler)
+        """Whether the sampler adds no noise of its own. One that cannot be rehearsed may add some."""
+        return self.steps == 0 or self._rehearsed(Rehearsal.adds_noise) is False
+
+    @cached_property
+    def mixes_rows(self) -> bool:
+        """Whether the sampler, with no model, lets the items of a batch influence each other. For a single item."""
+        return self._rehearsed(Rehearsal.mixes_rows) is not False
+
+    @cached_property
+    def _last_seed(self) -> int:
+        """What the sampler is given for the seed 2**64 - 1. Many of ComfyUI's add one to the seed, where nothing comes
+        after it; they get -1, so that they draw from 0. Where the seed works, it stays: it is stock's."""
+        rehearsal = Rehearsal(self)
+        return -1 if not rehearsal.takes(LAST_SEED) and rehearsal.takes(-1) else LAST_SEED
+
+    def _rehearsed(self, question: Callable[[Rehearsal], T]) -> T | None:
+        """The answer, or None where the sampler cannot be tried without its model."""
+        try:
+            return question(Rehearsal(self))
+        except comfy.model_management.InterruptProcessingException:  # an Exception on older hosts
+            raise
+        except Exception as error:  # samplers come from any pack
+            name = self.settings.get("sampler", "the sampler")
+            cause = f"{type(error).__name__}: {error}"
+            log_to_console.warning("Noise Search: %s could not be tried without a model (%s)", name, cause)
+            return None
+
+    def check(self) -> None:
+        """Raises ValueError for a schedule of which nothing but NaN can come, such as one with sigmas that are none."""
+        sigmas = self.sigmas.tolist()
+        broken = not all(map(math.isfinite, sigmas))
+        falls = all(high > low >= 0 for high, low in pairwise(sigmas))
+        if not self.steps or not broken and falls:
+            return
+        end = self._rehearsed(Rehearsal.ends)  # for some samplers it may rise, and some look at its ends only
+        if end is None and not broken:
+            return
+        parts = [] if end is None else end.unbind() if end.is_nested else [end]
+        if parts and all(torch.isfinite(part).all() for part in parts):
+            return
+        shown = ", ".join(f"{sigma:.4g}" for sigma in sigmas[:8])
+        shown += ", ..." if self.steps > 7 else ""
+        scheduler = self.settings.get("scheduler")
+        steps = self.settings["steps"]
+        made = f"the scheduler {scheduler} with {steps} step{'' if steps == 1 else 's'}" if scheduler else "'sigmas'"
+        if scheduler and self.settings["denoise"] < 1:
+            made += f" and denoise {self.settings['denoise']:g}"
+        advice = "more steps or another scheduler" if scheduler else "other sigmas"
+        raise ValueError(
+            f"{made} gives a schedule that cannot be sampled: {shown}. Every image would be NaN: sigmas must be "
+            f"numbers, and 0 may only be the last. Take {advice}."
+        )
 
     def complete(self, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
         """One recipe per item, with the batch written down where it matters, so that each needs nothing else."""
@@ -170,6 +228,8 @@ class Sampling:
         other = copy.copy(self)
         other.sigmas = self.sigmas[coarser(self.steps, steps)]
         other.steps = len(other.sigmas) - 1
+        for name in ("deterministic", "mixes_rows"):  # were found on the whole schedule
+            other.__dict__.pop(name, None)
         return other
 
     def sample(self, recipes: Sequence[Recipe], callback: Callable | None = None) -> tuple[dict, dict]:
@@ -204,7 +264,7 @@ class Sampling:
                 denoise_mask=self.latent.get("noise_mask"),
                 callback=on_step,
                 disable_pbar=True,  # the search has one bar of its own
-                seed=seed,
+                seed=self._last_seed if seed == LAST_SEED else seed,
             )
         finally:
             for name in ("conds", "inner_model", "loaded_models"):  # the host leaves these behind when interrupted
@@ -235,12 +295,16 @@ def takes_frames(model: Any) -> bool:
     return isinstance(model.model, comfy.model_base.SVD_img2vid) or bool(model.additional_models.get("ADE"))
 
 
-def adds_noise(sampler: Any) -> bool:
-    """Whether a SAMPLER is known to draw noise of its own while it samples (ancestral, SDE, LCM, churn)."""
-    options = getattr(sampler, "extra_options", {})
-    if options.get("s_noise") == 0 and not options.get("s_noise_end"):
-        return False
-    if options.get("s_churn", 0) > 0 or options.get("eta", 0) > 0:
-        return True
-    name = getattr(getattr(sampler, "sampler_function", sampler), "__name__", "")
-    return options.get("eta") != 0 and any(part in name for part in NOISY_SAMPLERS)
+def check_pictures(latent: Mapping[str, Any]) -> None:
+    """Raises ValueError where a LATENT is not of pictures: nothing here could score what comes of it."""
+    samples = latent["samples"]
+    first = samples.unbind()[0] if samples.is_nested else samples  # of a video with its sound the video
+    kind = str(latent.get("type", ""))
+    if first.ndim > 3 and kind not in NO_PICTURES:
+        return
+    what = NO_PICTURES.get(kind, "audio or a 3D shape")
+    raise ValueError(
+        f"the latent is {list(first.shape)}, which is {what}, and a search scores images: it wants a latent "
+        "[batch, channels, height, width], or [batch, channels, frames, height, width] for a video. Sample this one "
+        "with ComfyUI's own KSampler."
+    )

@@ -149,6 +149,7 @@ def search(
     prompt, source = verifier_prompt(typed_prompt, verifier, graph, prompt_behind)
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
     sampling = make_sampling()
+    sampling.check()
     algorithm = algorithm or RandomSearch()
     if isinstance(algorithm, ReplayRecipe):
         candidates = 1

@@ -1,27 +1,39 @@
 """What the searches must know of each of ComfyUI's samplers: whether it draws noise of its own, and what it costs."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("comfy")
 
+import comfy.model_management as mm
 import comfy.samplers
 from comfy_extras import nodes_custom_sampler
 from conformance import SEED, search
-from noise_search.host.engine import ComfyEngine
-from noise_search.host.sampling import Sampling, adds_noise
+from noise_search.host import batching
+from noise_search.host.engine import ComfyEngine, Options
+from noise_search.host.rehearsal import Rehearsal
+from noise_search.host.sampling import LAST_SEED, Sampling
+from noise_search.host.search import Graph
+from noise_search.host.search import search as whole_search
 from noise_search.search.budget import Budget
 from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.paths import SearchOverPaths
 from noise_search.search.random_search import RandomSearch
+from noise_search.search.recipe import Recipe
 from noise_search.search.zero_order import STUCK, ZeroOrderSearch
 from test_any_model import AnyVae, setup_of
 from test_host_conformance import Contrast
 from tiny_models import sd3
 
+import nodes as comfy_nodes
+
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 STEPS = 8
-NOISE_FREE = [name for name in SAMPLERS if not adds_noise(comfy.samplers.sampler_object(name))]
+NOISY = ("ancestral", "sde", "lcm", "ddpm", "seeds", "sa_solver")  # parts of their names
+NOISE_FREE = [name for name in SAMPLERS if not any(part in name for part in NOISY)]
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +66,120 @@ def seed_matters(sampler) -> bool:
     return not torch.equal(first, second)
 
 
+def adds_noise(sampler, steps=4) -> bool:
+    """What the search finds out about it, without a single evaluation."""
+    sampling = sampling_of("euler", steps)
+    sampling.sampler = sampler
+    answer = not sampling.deterministic
+    assert sampling.evaluations.rows == 0
+    return answer
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_which_samplers_draw_noise_of_their_own_is_known(name):
+def test_which_samplers_draw_noise_of_their_own_is_found_out(name):
     sampler = comfy.samplers.sampler_object(name)
-    assert adds_noise(sampler) == seed_matters(sampler)
+    assert adds_noise(sampler) == seed_matters(sampler) == (name not in NOISE_FREE)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_only_the_adaptive_sampler_mixes_the_items_of_a_batch(name):
+    if name not in NOISE_FREE:
+        return
+    for steps in (2, 3, 8):
+        assert sampling_of(name, steps).mixes_rows == (name == "dpm_adaptive")
+
+
+def added_by_a_pack(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=0.5, only=lambda step: True):
+    """An Euler that draws noise though neither its name nor its options as they are stored say so."""
+    generator = torch.Generator().manual_seed(extra_args["seed"])
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * x.new_ones([x.shape[0]]), **extra_args)
+        callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        x = denoised + (x - denoised) * (sigmas[i + 1] / sigmas[i])
+        if only(i):
+            x = x + eta * sigmas[i + 1] * torch.randn(x.shape, generator=generator)
+    return x
+
+
+def wrapped(model, x, sigmas, inner=None, **more):
+    """A sampler that is another one's wrapper, as detail daemons are."""
+    return inner.sampler_function(model, x, sigmas, **more, **inner.extra_options)
+
+
+def chooses_steps(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Half a step wherever the batch as a whole is large."""
+    for i in range(len(sigmas) - 1):
+        middle = [sigmas[i] * 0.7] if float(x.abs().mean()) > 0.8 * float(sigmas[i]) else []
+        for at, to in zip([sigmas[i], *middle], [*middle, sigmas[i + 1]], strict=True):
+            denoised = model(x, at * x.new_ones([x.shape[0]]), **extra_args)
+            x = denoised + (x - denoised) * (to / at)
+    return x
+
+
+def made(function, **options):
+    return comfy.samplers.KSAMPLER(function, options)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "noisy"),
+    [
+        (made(added_by_a_pack), True),
+        (made(added_by_a_pack, eta=0.0), False),
+        (made(added_by_a_pack, only=lambda step: step == 5), True),
+        (made(added_by_a_pack, only=lambda step: step > 99), False),
+        (made(wrapped, inner=comfy.samplers.sampler_object("euler_ancestral")), True),
+        (made(wrapped, inner=comfy.samplers.sampler_object("euler")), False),
+        (comfy.samplers.ksampler("euler", {"s_churn": 2.0, "s_tmin": 0.2, "s_tmax": 0.3}), True),
+        (comfy.samplers.ksampler("euler", {"s_churn": 2.0, "s_tmin": 2.0}), False),
+    ],
+)
+def test_noise_of_a_packs_sampler_is_found_whatever_it_is_called(sampler, noisy):
+    sampling = sampling_of("euler", steps=8)
+    sampling.sampler = sampler
+    engine = ComfyEngine(sampling, AnyVae(), Contrast(), "", candidates=8, options=Options(2))
+    assert engine.deterministic == (not noisy)
+    assert engine.batches.size == (1 if noisy else 2)
+    assert sampling.evaluations.rows == 0
+
+
+def sample_anything_ode(model, x, sigmas, **more):
+    return added_by_a_pack(model, x, sigmas, **more, eta=0.0)
+
+
+@pytest.mark.parametrize(("function", "mixes"), [(sample_anything_ode, False), (chooses_steps, True)])
+def test_who_chooses_steps_by_the_whole_batch_is_found_whatever_it_is_called(function, mixes):
+    sampling = sampling_of("euler")
+    sampling.sampler = made(function)
+    assert sampling.mixes_rows == mixes
+    assert (batching.obstacle(sampling) is not None) == mixes
+
+
+def test_what_cannot_run_without_its_model_counts_as_noisy(caplog):
+    def needs_the_model(model, x, sigmas, **more):
+        raise KeyError("cached keys")
+
+    sampling = sampling_of("euler")
+    sampling.sampler = made(needs_the_model)
+    assert not sampling.deterministic
+    assert "tried without a model (KeyError: 'cached keys')" in caplog.text
+
+
+def test_cancel_stops_the_trial_of_a_sampler():
+    mm.interrupt_current_processing()
+    with pytest.raises(mm.InterruptProcessingException):
+        _ = sampling_of("euler").deterministic
+    mm.interrupt_current_processing(False)
+
+
+def test_a_trial_leaves_every_generator_as_it_was_and_one_candidate_needs_none(monkeypatch):
+    states = lambda: (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: E731
+    before, sampling = states(), sampling_of("euler_ancestral")
+    assert not sampling.deterministic and sampling.mixes_rows
+    assert states() == before
+
+    monkeypatch.setattr(Rehearsal, "play", None)
+    searched = whole_search(lambda: sampling_of("euler"), AnyVae(), Contrast(), 1, 1, "", 1, Graph(), "positive")
+    assert len(searched.log.candidates) == 1
 
 
 def chosen(node, **inputs):
@@ -126,6 +248,94 @@ def test_neighbours_are_sampled_with_the_pivots_own_sampler_noise(name):
     made.sampling.guider.sample = lambda *args, **named: seeds.append(named["seed"]) or sample(*args, **named)
     search(ZeroOrderSearch(stuck=STUCK[0]), made, SEED, Budget(5))
     assert seeds == [SEED] * 5
+
+
+# The last seed
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_last_seed_is_stocks_where_stock_has_one_and_works_everywhere(name):
+    setup = setup_of(sd3())
+    sampling = sampling_of(name, steps=3)
+    latent = sampling.sample((Recipe.from_seed(LAST_SEED),))[0]["samples"]
+    assert torch.isfinite(latent).all()
+    inputs = (3, setup.cfg, name, "simple", setup.positive, setup.negative, setup.latent)
+    try:
+        [stock] = comfy_nodes.common_ksampler(setup.model, LAST_SEED, *inputs)
+    except (ValueError, RuntimeError, OverflowError):  # it adds one
+        return
+    assert torch.equal(latent, stock["samples"])
+
+
+def test_a_search_goes_past_the_last_seed_with_a_sampler_that_adds_one():
+    log = search(RandomSearch(), engine("euler_ancestral", 3), LAST_SEED - 1, Budget(4)).log
+    assert [candidate.recipes[0].seed for candidate in log.candidates] == [LAST_SEED - 1, LAST_SEED, 0, 1]
+    assert len({candidate.values for candidate in log.candidates}) == 4
+
+
+# Schedules
+
+
+def with_sigmas(sigmas, sampler="euler") -> Sampling:
+    setup = setup_of(sd3())
+    guider = comfy.samplers.CFGGuider(setup.model)
+    guider.set_conds(setup.positive, setup.negative)
+    return Sampling.advanced(guider, comfy.samplers.sampler_object(sampler), torch.tensor(sigmas), setup.latent)
+
+
+def test_a_scheduler_that_gives_no_numbers_is_named_before_anything_is_sampled():
+    setup = setup_of(sd3())
+    sampling = Sampling.ksampler(
+        setup.model, 1, setup.cfg, "euler", "kl_optimal", setup.positive, setup.negative, setup.latent
+    )
+    text = r"scheduler kl_optimal with 1 step gives a schedule .*: nan, 0\. .* Take more steps or another scheduler"
+    with pytest.raises(ValueError, match=text):
+        whole_search(lambda: sampling, AnyVae(), Contrast(), 1, 4, "", 1, Graph(), "positive")
+    assert sampling.evaluations.rows == 0
+
+
+@pytest.mark.parametrize(
+    "sigmas", [[float("nan"), 0.0], [float("inf"), 0.5, 0.0], [1.0, float("nan"), 0.5, 0.0], [0.0, 1.0]]
+)
+def test_sigmas_that_are_no_numbers_are_named(sigmas):
+    with pytest.raises(ValueError, match=rf"'sigmas' gives a schedule .*: {sigmas[0]:.4g}, .* Take other sigmas"):
+        with_sigmas(sigmas).check()
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "sampler"),
+    [
+        ([0.01, 0.5, 1.0], "euler"),  # up, as to find the noise of an image
+        ([0.5, 0.8, 0.5, 0.0], "euler"),
+        ([], "euler"),
+        ([1.0], "euler"),
+        ([1.0, 0.5, -0.2], "euler"),
+        ([1.0, float("nan"), 0.5, 0.0], "dpm_adaptive"),  # which looks at the ends only
+    ],
+)
+def test_sigmas_that_stock_can_sample_are_not_refused(sigmas, sampler):
+    sampling = with_sigmas(sigmas, sampler)
+    sampling.check()
+    assert torch.isfinite(sampling.sample((Recipe.from_seed(1),))[0]["samples"]).all()
+
+
+# Latents
+
+
+@pytest.mark.parametrize(
+    ("latent", "what"),
+    [
+        ({"samples": torch.zeros(1, 64, 128), "type": "audio"}, r"\[1, 64, 128\], which is audio, and"),
+        ({"samples": torch.zeros(1, 8, 16, 64), "type": "audio"}, "which is audio, and"),
+        ({"samples": torch.zeros(1, 64, 3072), "type": "hunyuan3dv2"}, "which is a 3D shape, and"),
+        ({"samples": torch.zeros(1, 64, 128)}, "audio or a 3D shape"),
+    ],
+)
+def test_a_latent_that_is_no_picture_is_refused_before_sampling(latent, what):
+    setup = setup_of(sd3())
+    inputs = (8, setup.cfg, "euler", "simple", setup.positive, setup.negative, latent)
+    with pytest.raises(ValueError, match=what):
+        Sampling.ksampler(setup.model, *inputs)
 
 
 # Cost
