@@ -86,7 +86,6 @@ def clip_score_comfyui(folder: Path) -> Case | None:
     import comfy.ops
     import comfy.utils
     import tiny_clips
-    import transformers
     from noise_search.verifiers.clip import CLIPScore
 
     model = tiny_clips.save_open_clip_folder(folder, embed_dim=32)
@@ -102,8 +101,7 @@ def clip_score_comfyui(folder: Path) -> Case | None:
     text_tower = comfy.clip_model.CLIPTextModel(text, torch.float32, "cpu", comfy.ops.manual_cast)
     image_tower.load_state_dict(comfy.clip_vision.convert_to_transformers(visual, "visual."), strict=False)
     text_tower.load_state_dict(comfy.utils.clip_text_transformers_convert(rest, "", ""), strict=False)
-    files = os.path.join(os.path.dirname(comfy.clip_model.__file__), "sd1_tokenizer")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(files)
+    tokenizer = tiny_clips.stock_tokenizer()
     ids = tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
     pixels = comfy.clip_vision.clip_preprocess(pictures, size=32, crop=True)
     expected = cosines(image_tower(pixels)[2], text_tower(ids)[2])
@@ -289,14 +287,13 @@ def vqa_score_clip(folder: Path) -> Case | None:
     if "COMFYUI_PATH" not in os.environ:
         return None
     use_comfyui()
-    import comfy.text_encoders
     import pytest
     import tiny_clips
     import tiny_encoders
     from noise_search.host.vlm import ClipVLM
     from noise_search.verifiers.vlm import VQAScore
 
-    if not (Path(comfy.text_encoders.__path__[0]) / "qwen3vl.py").exists():
+    if not Path(os.environ["COMFYUI_PATH"], "comfy", "text_encoders", "qwen3vl.py").exists():
         return None
     with pytest.MonkeyPatch.context() as patch:
         clip = tiny_encoders.made_to_answer(tiny_encoders.qwen_clip(patch))

@@ -131,7 +131,7 @@ def identity(verifier: Any) -> str:
 def host_source() -> str:
     """A hash of ComfyUI's own modules: between its releases they change under the same version."""
     digest = hashlib.blake2b(digest_size=16)
-    root = Path(comfy.samplers.__file__).parent
+    root = _file("comfy.samplers").parent
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}".encode())
         digest.update(file.read_bytes())
@@ -586,10 +586,16 @@ def _cell(cell: types.CellType) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _source(module: str) -> str:
     """A hash of a module's file: an updated node pack or ComfyUI may sample in another way under the same version."""
-    path = getattr(sys.modules.get(module), "__file__", None)
-    if path is None or not inspect.getmodulename(path):
+    path = _file(module)
+    if not inspect.getmodulename(str(path)):
         return ""
     try:
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except OSError:
         return ""
+
+
+def _file(module: str) -> Path:
+    """The file of an imported module, "." without one. By name: checkers of node packs look `module.__file__` up among
+    the names that the module's file defines, and call the pack broken."""
+    return Path(getattr(sys.modules.get(module), "__file__", None) or "")

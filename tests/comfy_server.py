@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from packed import unpack
 from PIL import Image
 
 PACK = Path(__file__).resolve().parents[1]
@@ -61,16 +62,17 @@ class ComfyServer:
     """Starts ComfyUI on the CPU with folders of its own under `home`, and talks to it. Use it as a context manager.
 
     store: whether searches remember candidates; without, nothing that another test computed is known.
+    packed: the pack as the Comfy registry serves it, without what `.comfyignore` names.
     """
 
-    def __init__(self, comfy: Path, home: Path, *arguments: str, store: bool = False):
+    def __init__(self, comfy: Path, home: Path, *arguments: str, store: bool = False, packed: bool = False):
         self.home = home
         self.log_file = home / "comfyui.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         for folder in ("custom_nodes", "input", "output", "temp", "user", "models"):
             (home / folder).mkdir(parents=True, exist_ok=True)
-        link_pack(home / "custom_nodes" / FOLDER)
+        (unpack if packed else link_pack)(home / "custom_nodes" / FOLDER)
         settings = home / "user" / "__noise_search" / "settings.json"
         settings.parent.mkdir(exist_ok=True)
         settings.write_text(json.dumps({"enabled": store}))

@@ -77,12 +77,12 @@ def brightness():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A real ComfyUI server with the pack, started once for all tests."""
+    """A real ComfyUI server with the pack as it is installed, started once for all tests."""
     if not comfy_root:
         pytest.skip("COMFYUI_PATH is not set")
     from comfy_server import ComfyServer
 
-    with ComfyServer(Path(comfy_root), tmp_path_factory.mktemp("comfyui")) as running:
+    with ComfyServer(Path(comfy_root), tmp_path_factory.mktemp("comfyui"), packed=True) as running:
         yield running
 
 

@@ -156,6 +156,21 @@ def test_importing_the_pack_imports_nothing():
     assert [item.module for item in imports_of(ROOT / "__init__.py") if item.at_top] == []
 
 
+def attributes_of_comfyui_modules(source: ast.Module) -> list[str]:
+    """Such as `comfy.samplers.__file__`: what every module has, and no source file of ComfyUI defines."""
+    chains = (ast.unparse(item) for item in ast.walk(source) if isinstance(item, ast.Attribute))
+    return [chain for chain in chains if re.fullmatch(r"comfy(_\w+)?(\.\w+)*\.__\w+__", chain)]
+
+
+def test_a_checker_of_node_packs_finds_every_name_in_comfyui():
+    """comfy-import-guard reads names off ComfyUI's sources; one that is not there is "WILL BREAK" to its users."""
+    files = [
+        path for path in sources(*SHIPPED, "demo", "tests", "benchmarks") if "import comfy" in path.read_text("utf-8")
+    ]
+    assert len(files) > 10 and attributes_of_comfyui_modules(ast.parse("x = comfy.samplers.__file__"))
+    assert [f"{path.name}: {name}" for path in files for name in attributes_of_comfyui_modules(tree(path))] == []
+
+
 FORBIDDEN_IMPORTS = {"subprocess", "marshal", "shelve", "dill", "cloudpickle", "pip", "ensurepip"}
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_ATTRIBUTES = {"os.system", "os.popen", "sys.path"}

@@ -2,14 +2,18 @@
 
 import json
 import threading
+import urllib.parse
 
 import graphs
 import numpy as np
 import pytest
+from comfy_server import FOLDER, PACK
 from graphs import node
 
 pytestmark = pytest.mark.comfyui
 
+SCRIPTS = list((PACK / "web").rglob("*.js"))
+EXAMPLES = list((PACK / "example_workflows").glob("*.json"))
 NODE_IDS = [
     "NoiseSearchCandidates",
     "NoiseSearchVerifierScore",
@@ -71,6 +75,24 @@ class TestRegistration:
     @pytest.mark.parametrize("node_id", NODE_IDS)
     def test_every_node_has_a_description(self, object_info, node_id):
         assert object_info[node_id]["description"]
+
+    def test_every_node_has_its_help_page(self, server, object_info):
+        """At the address where the front end asks for it, in the pack as the registry packs it."""
+        ours = {name: info for name, info in object_info.items() if info["category"] == "Noise Search"}
+        assert set(NODE_IDS) <= set(ours)
+        for name, info in ours.items():
+            page = server.get_bytes(f"/extensions/{info['python_module'].split('.')[1]}/docs/{name}.md")
+            assert page == (PACK / "web" / "docs" / f"{name}.md").read_bytes()
+
+    def test_every_script_and_every_example_is_served(self, server):
+        scripts = {f"/extensions/{FOLDER}/{file.relative_to(PACK / 'web').as_posix()}" for file in SCRIPTS}
+        assert scripts == {path for path in server.get("/extensions") if path.startswith(f"/extensions/{FOLDER}/")}
+        styles = {f"/extensions/{FOLDER}/css/{file.name}" for file in (PACK / "web" / "css").iterdir()}
+        assert all(server.get_bytes(path) for path in scripts | styles)
+        assert set(server.get("/workflow_templates")[FOLDER]) == {file.stem for file in EXAMPLES}
+        for file in (*EXAMPLES, *(file.with_suffix(".jpg") for file in EXAMPLES)):
+            path = f"/api/workflow_templates/{FOLDER}/{urllib.parse.quote(file.name)}"
+            assert server.get_bytes(path) == file.read_bytes()
 
     def test_nothing_went_wrong_while_loading(self, server):
         assert [line for line in server.log.splitlines() if "noise-search" in line and "FAILED" in line] == []

@@ -1,7 +1,6 @@
 """Verifiers under ComfyUI's model management."""
 
 import gc
-import os
 import re
 import time
 import weakref
@@ -88,7 +87,6 @@ def test_equals_comfyuis_own_clip(models, quick_gelu):
     import comfy.clip_vision
     import comfy.ops
     import comfy.utils
-    import transformers
 
     model = tiny_clips.save_open_clip_folder(models / "clip", embed_dim=32, quick_gelu=quick_gelu)
     images = tiny_clips.images(4, 48, 32)
@@ -108,8 +106,7 @@ def test_equals_comfyuis_own_clip(models, quick_gelu):
     rest = {key: value for key, value in state.items() if not key.startswith("visual.")}
     assert not text_tower.load_state_dict(comfy.utils.clip_text_transformers_convert(rest, "", ""), strict=False)[0]
 
-    files = os.path.join(os.path.dirname(comfy.clip_model.__file__), "sd1_tokenizer")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(files)
+    tokenizer = tiny_clips.stock_tokenizer()
     ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
         pixels = comfy.clip_vision.clip_preprocess(images, size=32, crop=True)

@@ -1,6 +1,7 @@
 """Tiny CLIP and SigLIP checkpoints with random weights, in the file layouts of the real ones."""
 
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def open_clip_model(quick_gelu=False, seed=0, **config):
     import open_clip
 
     return randomise(open_clip.CLIP(**{**OPEN_CLIP_CONFIG, "quick_gelu": quick_gelu, **config}), seed)
+
+
+def stock_tokenizer():
+    """ComfyUI's own CLIP tokenizer."""
+    import transformers
+
+    return transformers.CLIPTokenizer.from_pretrained(Path(os.environ["COMFYUI_PATH"], "comfy", "sd1_tokenizer"))
 
 
 def save_open_clip_folder(folder: Path, model=None, weights="open_clip_model.safetensors", **config) -> torch.nn.Module:
