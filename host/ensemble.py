@@ -138,6 +138,12 @@ class Jury:
         """Number and verifier of each judge."""
         return ((number, judge.verifier) for number, judge in enumerate(self.judges))
 
+    @property
+    def deciding(self) -> dict[int, Judge]:
+        """The judges that decide and have not failed, by number."""
+        judges = enumerate(self.judges)
+        return {number: judge for number, judge in judges if any(judge.weights) and number not in self._causes}
+
     def ask(self, number: int, rows: int, score: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The judge's values [rows, members], all NaN where it is left out.
 
@@ -156,8 +162,7 @@ class Jury:
         except VerifierError as error:
             if not judge.drop:
                 raise
-            others = (other for i, other in enumerate(self.judges) if i != number and i not in self._causes)
-            if not any(any(other.weights) for other in others):
+            if not self.deciding.keys() - {number}:
                 raise VerifierError(f"{error}. No other verifier that decides is left") from error
             self._causes[number] = f"{error}."
             log_to_console.warning("Noise Search: dropped for the whole search: %s", self._causes[number])

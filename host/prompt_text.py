@@ -10,10 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Of an encoder's texts, the one that a person writes as a sentence: the T5's and the big CLIP's come first.
-PREFERRED_TEXTS = ("t5xxl", "text_g", "text", "prompt", "user_prompt", "mt5xl", "qwen25_7b", "tags")
+# Of an encoder's texts, the one that a person writes as a sentence: a language model's and the big CLIP's come first.
+PREFERRED_TEXTS = (
+    *("t5xxl", "llama", "text_g", "clip_g", "text", "prompt", "user_prompt", "mt5xl", "qwen25_7b", "tags"),
+    *("bert", "text_l", "clip_l"),
+)
 ANY_TYPES = {"*", "COMFY_MATCHTYPE_V3"}
 SHOWN_CHARACTERS = 80
+TAG = re.compile(r"<(?:lora|lyco|lycoris|loha|locon|hypernet)\s*:[^<>]*>", re.IGNORECASE)
+# What text boxes and encoders of other packs fill in or take out before the model reads the text: lines that begin with
+# "#", [tokens], __wildcards__, {one|of|several}.
+FILLED_IN = re.compile(r"^[ \t]*#|\[[^\[\]\n]+\]|__[^\s_][^\n]*?__|\{[^{}]*\|[^{}]*\}", re.MULTILINE)
 
 
 class PromptNotFound(ValueError):
@@ -22,10 +29,25 @@ class PromptNotFound(ValueError):
 
 @dataclass(frozen=True)
 class FoundPrompt:
-    """text: what the verifier is to judge by; source: where it stood, for the log ("node 6, CLIPTextEncode")."""
+    """text: what the verifier is to judge by; source: where it stood, for the log ("node 6, CLIPTextEncode"); whole:
+    the text as it stood there."""
 
     text: str
     source: str
+    whole: str = field(default="", compare=False)
+
+
+def without_tags(text: str) -> str:
+    """Without <lora:name:1>, which loads something and says nothing about the image."""
+    return re.sub(r"[ \t]{2,}", " ", TAG.sub("", text)).strip() if TAG.search(text) else text
+
+
+def _plain(text: str, typed: bool) -> str:
+    return without_tags(text).strip()
+
+
+def _looks_own(class_type: str) -> bool:
+    return class_type.startswith(("CLIPTextEncode", "Primitive"))
 
 
 def find_prompt(
@@ -34,16 +56,20 @@ def find_prompt(
     start: str,
     output_names: Callable[[str], Sequence[str]],
     input_types: Callable[[str], Mapping[str, str]] = lambda class_type: {},
+    plain: Callable[[str, bool], str] = _plain,
+    is_own: Callable[[str], bool] = _looks_own,
 ) -> FoundPrompt:
     """The one text behind input `start` (`positive`, `guider` or `image`) of node `node_id`.
 
     prompt: the workflow in API format. output_names(class_type): the names of its outputs, in order.
     input_types(class_type): the types of its inputs by name, as far as known; names decide where they are not.
+    plain(text, typed): the words in a text, "" if there are none; typed: it was typed for a verifier.
+    is_own(class_type): whether the node is ComfyUI's own, which pass texts on as they are written.
     Raises PromptNotFound.
     """
-    search = _Search(prompt, output_names, input_types)
+    search = _Search(prompt, output_names, input_types, plain, is_own)
     link = search.inputs(str(node_id)).get(start)
-    if link is None or not _is_link(link):
+    if link is None or not is_link(link):
         raise PromptNotFound(_message(f"nothing is linked to {start!r}", []))
     if start == "image":
         search.follow_images(link)
@@ -87,12 +113,24 @@ def host_input_types(class_type: str) -> dict[str, str]:
     }
 
 
+def host_is_own(class_type: str) -> bool:
+    """Whether a node class is ComfyUI's own."""
+    import nodes
+
+    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
+    module = str(getattr(node, "RELATIVE_PYTHON_MODULE", "nodes"))
+    return node is not None and module.split(".")[0] in ("nodes", "comfy_extras", "comfy_api_nodes")
+
+
 @dataclass
 class _Search:
     graph: Mapping[str, Mapping[str, Any]]
     output_names: Callable[[str], Sequence[str]]
     input_types: Callable[[str], Mapping[str, str]]
-    found: dict[str, list[str]] = field(default_factory=dict)  # text -> the places it stands in
+    plain: Callable[[str, bool], str]
+    is_own: Callable[[str], bool]
+    found: dict[str, list[str]] = field(default_factory=dict)  # words -> the places they stand in
+    whole: dict[str, str] = field(default_factory=dict)  # words -> the text they are from
     blank: list[str] = field(default_factory=list)
     computed: list[str] = field(default_factory=list)
     samplers: bool = False
@@ -115,7 +153,7 @@ class _Search:
         return str(names[link[1]]).lower() if 0 <= link[1] < len(names) else ""
 
     def links(self, node_id: str) -> dict[str, list[Any]]:
-        return {name: value for name, value in self.inputs(node_id).items() if _is_link(value)}
+        return {name: value for name, value in self.inputs(node_id).items() if is_link(value)}
 
     def types_of(self, node_id: str, name: str) -> set[str]:
         """The declared types of an input ("INT,FLOAT" is two), empty if unknown."""
@@ -143,7 +181,9 @@ class _Search:
             if not conditionings:
                 continue
             self.samplers = True
-            told = "verifier" in links and self._note(node_id, "prompt")  # a search node that was told its prompt
+            told = "verifier" in links and self._note(
+                node_id, "prompt", told=True
+            )  # a search node that was told its prompt
             if not told:
                 self.follow_conditioning(conditionings)
 
@@ -219,7 +259,7 @@ class _Search:
                 return
         noted = [self._note(node_id, name, several=True) for name in names if name not in preferred]
         if names and not any(noted):
-            self.blank.append(self.describe(node_id))
+            self.blank += [self._blank(node_id, name) for name in names]
 
     def _texts(self, node_id: str) -> list[str]:
         """The inputs of an encoder that hold text. Where no CLIP comes in, only those that are named like a text."""
@@ -237,27 +277,38 @@ class _Search:
     def _is_text(self, node_id: str, name: str, value: Any) -> bool:
         if types := self.types_of(node_id, name):
             return "STRING" in types
-        return isinstance(value, str) or (_is_link(value) and name in PREFERRED_TEXTS)
+        return isinstance(value, str) or (is_link(value) and name in PREFERRED_TEXTS)
 
-    def _note(self, node_id: str, name: str, several: bool = False) -> bool:
-        """Writes down the text at this input. False if it is blank."""
+    def _note(self, node_id: str, name: str, several: bool = False, told: bool = False) -> bool:
+        """Writes down the text at this input. False if there are no words in it. told: a search node's own prompt."""
         place = self.describe(node_id, name if several else "")
         value: Any = self.inputs(node_id).get(name)
-        seen = set()
-        while _is_link(value):
+        readers = [] if told else [node_id]
+        while is_link(value):
             source = value[0]
-            if source in seen or (behind := self._constant(source)) is None:
+            if source in readers or (behind := self._constant(source)) is None:
                 self.computed.append(f"{place}: computed by {self.describe(source)}")
                 return True
-            seen.add(source)
+            readers.append(source)
             value = behind
-        if not isinstance(value, str) or not value.strip():
+        words = self.plain(value, told and not readers) if isinstance(value, str) else ""
+        if not words:
             return False
-        same = next((text for text in self.found if text.strip() == value.strip()), value)
-        places = self.found.setdefault(same, [])
+        foreign = [reader for reader in readers if not self.is_own(self.class_type(reader))]
+        if foreign and FILLED_IN.search(without_tags(value)):
+            self.computed.append(f"{place}: {_shorten(value)}, which {self.describe(foreign[-1])} may change")
+            return True
+        places = self.found.setdefault(words, [])
+        self.whole.setdefault(words, value)
         if place not in places:
             places.append(place)
         return True
+
+    def _blank(self, node_id: str, name: str) -> str:
+        """How a text without words is listed."""
+        value = self.inputs(node_id).get(name)
+        shown = f"no words in {_shorten(value)}" if isinstance(value, str) and value.strip() else "empty"
+        return f"{self.describe(node_id, name)}: {shown}"
 
     def _constant(self, node_id: str) -> Any:
         """What a node that only holds or passes on a value puts out, None if it may compute something."""
@@ -267,7 +318,7 @@ class _Search:
         if len(inputs) != 1:
             return None
         [(name, value)] = inputs.items()
-        if _is_link(value):
+        if is_link(value):
             passes = self.types_of(node_id, name) & ANY_TYPES or "reroute" in self.class_type(node_id).lower()
             return value if passes else None
         # A file name or a choice is a string too, but not what comes out.
@@ -285,11 +336,10 @@ class _Search:
             raise PromptNotFound(_message(what, listed))
         if not self.found:
             if self.blank:
-                blanks = [f"{place}: empty" for place in self.blank]
-                raise PromptNotFound(_message(f"every text behind {start!r} is empty", blanks))
+                raise PromptNotFound(_message(f"every text behind {start!r} is empty", self.blank))
             raise PromptNotFound(_message(f"there is no text behind {start!r}", []))
         [(text, places)] = self.found.items()
-        return FoundPrompt(text, places[0])
+        return FoundPrompt(text, places[0], self.whole[text])
 
 
 def _message(what: str, listed: Sequence[str], link_it: bool = False) -> str:
@@ -312,7 +362,7 @@ def _polarity(name: str) -> bool:
     return not {"negative", "neg", "uncond", "empty"} & set(re.split(r"[^a-z]+", name.lower()))
 
 
-def _is_link(value: Any) -> bool:
+def is_link(value: Any) -> bool:
     """Whether an input's value is a link: [node id, output index]."""
     return (
         isinstance(value, list)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import comfy.sd1_clip
 import torch
 
 from ..search.aggregate import Aggregator
@@ -29,7 +27,8 @@ from .engine import ComfyEngine, Options, Result, join_rows
 from .finish import ended_early, finishable
 from .noise import RecipeNoise
 from .progress import SearchProgress, as_saved, outcome
-from .prompt_text import all_nodes, find_prompt, host_input_types, host_output_names
+from .prompt_text import FoundPrompt, all_nodes, find_prompt, host_input_types, host_is_own, host_output_names, is_link
+from .prompt_words import is_empty, plain_text
 from .sampling import Sampling
 from .store import Store, StoredMemory
 from .travel import Winners
@@ -74,6 +73,11 @@ class Graph:
         link = [self.node_id, names.index(output)]
         return any(link == one for node in prompt.values() for one in node.get("inputs", {}).values())
 
+    def typed(self, name: str) -> bool:
+        """Whether the value of an input stands in the node itself, so that nothing is linked to it."""
+        node = (self.prompt or {}).get(str(self.node_id), {})
+        return not is_link(node.get("inputs", {}).get(name))
+
     def winners(self) -> Winners | None:
         """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed."""
         return travel.find((self.extra_pnginfo or {}).get("workflow"), self.prompt, self.node_id, len(self.runs))
@@ -95,21 +99,34 @@ class SearchResult:
     top_recipes: tuple[tuple[Recipe, ...], ...]
 
 
-def verifier_prompt(typed: str, verifier: HostedVerifier, graph: Graph, start: str) -> tuple[str, str]:
-    """The text for the verifier and where it came from: what the user typed, or what stands behind `start`."""
-    if typed.strip():
-        return typed, "the prompt widget"
+def verifier_prompt(text: str | None, verifier: HostedVerifier, graph: Graph, start: str) -> FoundPrompt:
+    """What the verifier is told, and where it came from: the text at the input `prompt`, or what stands behind `start`.
+    Raises ValueError where there are no words in it, and PromptNotFound."""
+    if text is not None and not is_empty(text):
+        typed = graph.typed("prompt")
+        words = plain_text(text, typed)
+        if not words and verifier.needs_prompt:
+            raise ValueError(
+                f"there are no words in 'prompt' ({text.strip()[:80]!r}), only what means something to the model, so "
+                "the verifier would judge by nothing: type what the image should show"
+            )
+        return FoundPrompt(words, "the prompt widget" if typed else "the text linked to 'prompt'", text)
     if not verifier.needs_prompt:
-        return "", "none needed"
-    found = find_prompt(graph.prompt or {}, str(graph.node_id), start, host_output_names, host_input_types)
-    return plain_text(found.text), found.source
+        return FoundPrompt("", "none needed")
+    return find_prompt(
+        graph.prompt or {}, str(graph.node_id), start, host_output_names, host_input_types, plain_text, host_is_own
+    )
 
 
-def plain_text(text: str) -> str:
-    """A ComfyUI prompt as a person reads it: without the weights in "(cat:1.2)" and without "embedding:name"."""
-    parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
-    text = comfy.sd1_clip.unescape_important("".join(part for part, _ in parts))
-    return re.sub(r"\bembedding:\S+", "", text).strip()
+def verifier_prompts(
+    texts: Sequence[str | None], verifier: HostedVerifier, graph: Graph, start: str
+) -> list[FoundPrompt]:
+    """The same for a list of texts at `prompt`, one for each candidate or one for all. One without words has none, and
+    whoever scores by it says which it is."""
+    if len(texts) == 1 or all(map(is_empty, texts)):
+        return [verifier_prompt(texts[0], verifier, graph, start)]
+    typed = graph.typed("prompt")
+    return [FoundPrompt(plain_text(text, typed), "the list at 'prompt'", text or "") for text in texts]
 
 
 def comfyui_version() -> str:
@@ -131,7 +148,7 @@ def search(
     verifier: HostedVerifier,
     seed: int,
     candidates: int,
-    typed_prompt: str,
+    typed_prompt: str | None,
     top_k: int,
     graph: Graph,
     prompt_behind: str,
@@ -146,7 +163,8 @@ def search(
     algorithm: Random Search if left out. drop_bad: leave out candidates without a score (NaN images). store: where what
     is computed is kept, and looked up before it is computed. Raises ValueError on inputs that cannot be searched.
     """
-    prompt, source = verifier_prompt(typed_prompt, verifier, graph, prompt_behind)
+    told = verifier_prompt(typed_prompt, verifier, graph, prompt_behind)
+    prompt, source = told.text, told.source
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
     sampling = make_sampling()
     sampling.check()

@@ -17,8 +17,10 @@ from ..search.aggregate import Aggregator, check_values, order
 from .engine import bad_pixels, join_rows, take_row
 from .ensemble import Jury
 from .noise import RecipeNoise, recipes_of
+from .prompt_words import plain_text
 from .verifier import HostedVerifier
 
+ACROSS = "these are scores of {count} different prompts, which cannot be compared with each other"
 log_to_console = logging.getLogger(__name__)
 
 
@@ -27,12 +29,14 @@ class Scores:
     """Raw values [candidates, rows, members] of a list of image batches, higher is better. Immutable.
 
     warnings: what the user should know, such as verifiers that were dropped; their values are NaN where they gave none.
+    prompts: what each candidate was judged by, one for all where there was one; none where prompts decide nothing.
     """
 
     members: tuple[str, ...]
     values: torch.Tensor
     aggregator: Aggregator = Aggregator()
     warnings: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
 
     def row(self, row: int) -> torch.Tensor:
         """The aggregated score of every candidate for one item of the batch: float64 [candidates]."""
@@ -67,6 +71,7 @@ def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, promp
     """
     if len(prompts) not in (1, len(images)):
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
+    _check_words(prompts, verifier)
     rows, jury = images[0].shape[0], Jury(verifier)
     bar = comfy.utils.ProgressBar(len(images))
     values = []
@@ -89,7 +94,25 @@ def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, promp
     if jury.failed:
         aggregator = aggregator.without(jury.failed, len(verifier.members))
     warnings = tuple(f"Dropped, for all images: {cause}" for cause in dict.fromkeys(jury.failed.values()))
-    return Scores(tuple(verifier.members), torch.stack(values), aggregator, warnings)
+    decided = any(judge.verifier.needs_prompt for judge in jury.deciding.values())
+    judged_by = tuple(prompts) if decided else ()
+    if len(set(judged_by)) > 1:
+        warnings += (f"{ACROSS.format(count=len(set(judged_by)))}.",)
+    return Scores(tuple(verifier.members), torch.stack(values), aggregator, warnings, judged_by)
+
+
+def _check_words(prompts: Sequence[str | None], verifier: HostedVerifier) -> None:
+    """Raises ValueError, naming the candidate, where a verifier would judge by nothing."""
+    if not verifier.needs_prompt:
+        return
+    for index, prompt in enumerate(prompts):
+        if not plain_text(prompt, typed=True):
+            which = f"candidate {index} of the list at 'prompt'" if len(prompts) > 1 else "'prompt'"
+            shown = f" ({prompt.strip()[:80]!r})" if prompt and prompt.strip() else ""
+            raise ValueError(
+                f"{which} has no words to judge the image by{shown}: take the line out, with its image, or write what "
+                "the image should show"
+            )
 
 
 def _score_rows(batch: torch.Tensor, prompt: str, verifier: HostedVerifier) -> torch.Tensor:
@@ -120,6 +143,12 @@ def select(
     count, rows = scores.values.shape[:2]
     if not 1 <= k <= count:
         raise ValueError(f"k is {k}, but there are {count} candidates to choose from: set k to {count} or less")
+    if different := list(dict.fromkeys(scores.prompts))[1:]:
+        shown = " and ".join(repr(prompt[:60]) for prompt in (scores.prompts[0], different[0]))
+        raise ValueError(
+            f"{ACROSS.format(count=1 + len(different))} ({shown}{', ...' if different[1:] else ''}), so there is no "
+            "best among them: give each prompt a Verifier Score and a Best-of-N Select of its own"
+        )
     for name, items in (("image", images), ("latent", latents), ("noise", noises)):
         if items is not None and len(items) != count:
             raise ValueError(

@@ -7,7 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.noise import RecipeNoise, candidates
 from ..host.progress import send_text
-from ..host.search import Graph, verifier_prompt
+from ..host.search import Graph, verifier_prompts
 from ..host.selection import score_images, select
 from ..search.recipe import from_json
 from . import types
@@ -91,9 +91,8 @@ class VerifierScore(io.ComfyNode):
     @classmethod
     def execute(cls, image, verifier, prompt) -> io.NodeOutput:
         graph = Graph.of(cls.hidden)
-        if not any(text.strip() for text in prompt):
-            prompt = [verifier_prompt("", verifier[0], graph, "image")[0]]
-        scores = score_images(image, verifier[0], prompt)
+        told = verifier_prompts(prompt, verifier[0], graph, "image")
+        scores = score_images(image, verifier[0], [one.text for one in told])
         send_text(scores.summary(), graph.node_id)
         shown = [ui.PreviewImage(batch, cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
         return io.NodeOutput(scores, scores.flat(), ui={"images": [entry for batch in shown for entry in batch]})

@@ -64,6 +64,7 @@ class Brightness:
 
     members = ("red",)
     needs_prompt = False
+    prompt_tokens = None
     usual_range = (0.0, 1.0)
 
     def score(self, images, prompts):

@@ -14,7 +14,7 @@ pytest.importorskip("comfy")
 
 from noise_search.host.engine import ComfyEngine
 from noise_search.host.sampling import Sampling
-from noise_search.host.search import METADATA_KEY, Graph, pixels_sha256, plain_text, search
+from noise_search.host.search import METADATA_KEY, Graph, pixels_sha256, search
 from noise_search.search.recipe import Recipe
 from noise_search.search.replay import ReplayRecipe
 
@@ -59,20 +59,6 @@ def test_the_hash_of_a_picture_is_that_of_the_saved_one(tmp_path, dtype):
 def test_a_vae_that_gives_bf16_does_not_cost_the_search():
     image = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert pixels_sha256(image) == pixels_sha256(image.float())
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"),
-    [
-        ("a (red:1.3) cat", "a red cat"),
-        ("((red)) cat", "red cat"),
-        (r"a cat \(sitting\)", "a cat (sitting)"),
-        ("a cat embedding:style.pt", "a cat"),
-        ("a red cat, sitting", "a red cat, sitting"),
-    ],
-)
-def test_the_verifier_reads_prompts_without_markup(text, plain):
-    assert plain_text(text) == plain
 
 
 def test_a_video_is_scored_by_the_mean_of_its_frames(demo, brightness):

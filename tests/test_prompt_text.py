@@ -99,7 +99,9 @@ def test_single_conditioning_nodes_pass_through(name):
 
 def test_an_encoder_that_takes_a_conditioning_too_is_passed_through():
     gligen = node("GLIGENTextBoxApply", conditioning_to=["p", 0], clip=["loader", 1], text="the box")
-    assert text(top=sampler(["g", 0]), g=gligen, p=encode("a cat")) == "a cat"
+    twice = gligen | {"inputs": gligen["inputs"] | {"conditioning_to": ["g", 0], "text": ["s", 0]}}
+    graph = {"g": gligen, "h": twice, "s": node("Wildcards", text="{a|b}", seed=1), "p": encode("a cat")}
+    assert text(top=sampler(["h", 0]), **graph) == "a cat"
 
 
 def test_a_conditioning_input_is_known_by_what_is_linked_to_it():
@@ -140,6 +142,10 @@ def test_a_zeroed_conditioning_has_no_text():
         ({"text_l": "little", "text_g": ""}, "little"),
         ({"somebodys_text": "a cat"}, "a cat"),
         ({"prompt": "a cat", "negative_prompt": "blurry"}, "a cat"),
+        ({"clip_l": "tags", "clip_g": "more tags", "t5xxl": "", "llama": "a sentence"}, "a sentence"),
+        ({"clip_l": "tags", "clip_g": "a sentence", "t5xxl": ""}, "a sentence"),
+        ({"bert": "tags", "mt5xl": "a sentence"}, "a sentence"),
+        ({"clip_l": "tags", "qwen25_7b": "a sentence"}, "a sentence"),
     ],
 )
 def test_encoders_with_several_texts(texts, expected):
@@ -266,6 +272,46 @@ def test_a_circle_of_images_ends():
     assert "no sampler behind 'image'" in message("image", top=node("Score", image=["a", 0]), a=a, b=b)
 
 
+FILLED_IN = ["# an idea: a square\na circle", "a __colour__ circle", "a [colour] circle", "a {red|blue} circle"]
+
+
+@pytest.mark.parametrize("written", FILLED_IN)
+def test_a_text_that_another_packs_node_may_fill_in_is_not_known(written):
+    for graph in (
+        {"p": encode(["box", 0]), "box": node("TextBox", text=written)},
+        {"p": node("SomebodysEncode", clip=["loader", 1], prompt=written)},
+        {
+            "p": node("SomebodysEncode", clip=["loader", 1], prompt=["box", 0]),
+            "box": node("PrimitiveString", value=written),
+        },
+    ):
+        asked = message(top=sampler(["p", 0]), **graph)
+        assert "is itself computed, so it is not known here" in asked and "may change" in asked
+
+
+@pytest.mark.parametrize("written", FILLED_IN)
+def test_comfyuis_own_nodes_pass_a_text_on_as_it_is_written(written):
+    assert text(top=sampler(["p", 0]), p=encode(["s", 0]), s=node("PrimitiveString", value=written)) == written
+
+
+@pytest.mark.parametrize("plain", ["a (red:1.2) circle", "a red circle, 50% #1 [", "snake_case {one} a__b"])
+def test_a_plain_text_of_another_packs_node_is_known(plain):
+    assert text(top=sampler(["p", 0]), p=encode(["box", 0]), box=node("TextBox", text=plain)) == plain
+
+
+def test_lora_tags_are_left_out():
+    encoder = node("LoraEncode", clip=["loader", 1], prompt="a red circle <lora:some__old__one:0.8>, toy")
+    assert text(top=sampler(["p", 0]), p=encoder) == "a red circle , toy"
+    both = node("ConditioningCombine", conditioning_1=["p", 0], conditioning_2=["q", 0])
+    graph = {"p": encode("a cat"), "q": encode("<lora:x:1>")}
+    assert text(top=sampler(["both", 0]), both=both, **graph) == "a cat"
+
+
+def test_a_text_without_words_is_listed_as_it_stands():
+    listed = message(top=sampler(["p", 0]), p=encode("<lora:x:1>"))
+    assert "every text behind 'positive' is empty" in listed and 'no words in "<lora:x:1>"' in listed
+
+
 def test_without_a_clip_only_what_is_named_like_a_text_is_one():
     stored = node("LoadConditioning", file="cat.safetensors")
     assert "there is no text" in message(top=sampler(["s", 0]), s=stored)
@@ -324,9 +370,24 @@ def test_any_graph_gives_a_text_or_an_error_that_says_what_to_do(graph, start):
 class TestWithTheHostsNodes:
     @staticmethod
     def find(**graph):
-        from noise_search.host.prompt_text import host_input_types, host_output_names
+        from noise_search.host.prompt_text import host_input_types, host_is_own, host_output_names
+        from noise_search.host.prompt_words import plain_text
 
-        return find_prompt(graph, "top", "positive", host_output_names, host_input_types).text
+        return find_prompt(graph, "top", "positive", host_output_names, host_input_types, plain_text, host_is_own).text
+
+    def test_a_box_of_gligen_is_no_prompt(self):
+        box = node("GLIGENTextBoxApply", conditioning_to=["p", 0], clip=["l", 1], text="the box", width=64, height=64)
+        loader = node("CheckpointLoaderSimple", ckpt_name="x")
+        assert self.find(top=sampler(["g", 0]), g=box, p=encode("a cat"), l=loader, loader=loader) == "a cat"
+
+    def test_whose_a_node_is_decides_about_its_text(self, monkeypatch):
+        import nodes
+
+        graph = {"top": sampler(["p", 0]), "p": encode("a [red] cat"), "loader": node("CheckpointLoaderSimple")}
+        assert self.find(**graph) == "a [red] cat"
+        monkeypatch.setattr(nodes.CLIPTextEncode, "RELATIVE_PYTHON_MODULE", "custom_nodes.other", raising=False)
+        with pytest.raises(PromptNotFound, match="may change"):
+            self.find(**graph)
 
     @pytest.mark.parametrize("slot, expected", [(0, "a cat"), (1, "blurry")])
     def test_v1_output_names_keep_the_conditionings_apart(self, slot, expected):

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("comfy")
 
+from noise_search.host.ensemble import VerifierEnsemble, gated
 from noise_search.host.noise import NearNoise, RecipeNoise, candidates
 from noise_search.host.selection import Scores, score_images, select
 from noise_search.search.recipe import Recipe, Rotate
@@ -50,6 +51,43 @@ def test_candidates_with_different_numbers_of_images_are_refused(brightness):
 def test_one_prompt_for_all_or_one_for_each(brightness):
     with pytest.raises(ValueError, match="2 prompts for 3 images"):
         score_images([picture(0.5)] * 3, brightness, ["a", "b"])
+
+
+class Reader:
+    """A verifier that reads a prompt: its length."""
+
+    members, needs_prompt, prompt_tokens, usual_range = ("length",), True, None, (0.0, 9.0)
+
+    def score(self, images, prompts):
+        return torch.tensor([[float(len(prompt))] for prompt in prompts])
+
+
+@pytest.mark.parametrize("nothing", ["", "  \n", None, "embedding:x", ","])
+def test_a_blank_line_in_a_list_of_prompts_names_its_candidate(nothing, brightness):
+    prompts = ["a cat", nothing, "a dog"]
+    ensemble = VerifierEnsemble([(brightness, 1.0), (Reader(), 0.0)])
+    for verifier in (Reader(), ensemble, gated(Reader(), 0.5)):
+        with pytest.raises(ValueError, match="candidate 1 of the list at 'prompt' has no words to judge the image by"):
+            score_images([picture(0.5)] * 3, verifier, prompts)
+        with pytest.raises(ValueError, match="^'prompt' has no words"):
+            score_images([picture(0.5)] * 3, verifier, [nothing])
+    assert score_images([picture(0.5)] * 3, brightness, prompts).flat() == [0.5] * 3
+
+
+def test_there_is_no_best_among_images_of_different_prompts(brightness):
+    images = [picture(value) for value in (0.25, 0.5, 0.75)]
+    prompts = ["a cat", "a dog", "a cat"]
+    decides = VerifierEnsemble([(Reader(), 1.0), (brightness, 1.0)])
+    for verifier in (Reader(), decides):
+        scored = score_images(images, verifier, prompts)
+        assert "2 different prompts, which cannot be compared" in scored.summary()
+        with pytest.raises(ValueError, match="2 different prompts.*'a cat' and 'a dog'.*each prompt a Verifier Score"):
+            select(scored, 1, images)
+    reports = VerifierEnsemble([(Reader(), 0.0), (brightness, 1.0)])
+    for verifier in (brightness, reports):
+        scored = score_images(images, verifier, prompts)
+        assert select(scored, 1, images).indices == [2] and "prompts" not in scored.summary()
+    assert select(score_images(images, Reader(), ["a cat"] * 3), 3, images).indices == [0, 1, 2]
 
 
 def test_k_beyond_n_says_how_many_there_are():
