@@ -33,11 +33,11 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.samplers
 import comfy.sd
-import folder_paths
 import numpy as np
 import torch
 from comfy.cli_args import args
 
+from .files import model_files, upstream
 from .sampling import Sampling
 
 FORMAT = 3  # of the key: what was made with another is not found
@@ -154,39 +154,13 @@ def _written(value: Any) -> str:
 def files_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> list[tuple[str, int, int]]:
     """(name, bytes, time in nanoseconds) of the model files that the nodes upstream of a node name in their widgets."""
     found: dict[str, tuple[str, int, int]] = {}
-    for inputs in _upstream(prompt or {}, str(node_id)):
-        for value in inputs.values():
+    for node in upstream(prompt or {}, str(node_id)):
+        for value in node.get("inputs", {}).values():
             if isinstance(value, str) and 0 < len(value) < 256 and value not in found:
-                path = _model_file(value)
-                if path is not None:
+                for path in list(model_files(value, ("custom_nodes", "configs")).values())[:1]:
                     stat = os.stat(path)
                     found[value] = (value, stat.st_size, stat.st_mtime_ns)
     return sorted(found.values())
-
-
-def _upstream(prompt: Mapping[str, Any], node_id: str) -> Iterator[Mapping[str, Any]]:
-    """The inputs of a node and of all before it."""
-    todo, seen = [node_id], set()
-    while todo:
-        node = todo.pop()
-        if node in seen or node not in prompt:
-            continue
-        seen.add(node)
-        inputs = prompt[node].get("inputs", {})
-        yield inputs
-        todo += [str(link[0]) for link in inputs.values() if isinstance(link, (list, tuple)) and len(link) == 2]
-
-
-def _model_file(name: str) -> str | None:
-    if not PurePath(name).suffix or "\n" in name:
-        return None
-    for folder in list(folder_paths.folder_names_and_paths):
-        if folder in ("custom_nodes", "configs"):
-            continue
-        path = folder_paths.get_full_path(folder, name)
-        if path is not None and os.path.isfile(path):
-            return path
-    return None
 
 
 class Content:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,17 +17,19 @@ from ..search.aggregate import Aggregator
 from ..search.budget import Budget
 from ..search.log import Pool, SearchLog
 from ..search.random_search import RandomSearch
-from ..search.recipe import Recipe, to_json
+from ..search.recipe import Recipe, portable, to_json
 from ..search.remember import RememberingEngine
 from ..search.replay import ReplayRecipe
-from ..search.run import Algorithm, StaleMemory, tolerance
+from ..search.run import Algorithm, StaleMemory
 from ..search.run import search as run_search
 from ..version import __version__
 from . import travel
 from .content import files_behind, search_key
 from .engine import ComfyEngine, Options, Result, join_rows
+from .files import contents
 from .finish import ended_early, finishable
 from .noise import RecipeNoise
+from .pictures import coarse
 from .progress import SearchProgress, as_saved, outcome
 from .prompt_text import FoundPrompt, all_nodes, find_prompt, host_input_types, host_is_own, host_output_names, is_link
 from .prompt_words import is_empty, plain_text
@@ -35,6 +39,8 @@ from .travel import Winners
 from .verifier import HostedVerifier
 
 METADATA_KEY = "noise_search"
+NOT_MADE_AGAIN = "The winner that this picture's workflow carries cannot be made again"
+SEARCH_AGAIN = "To search anew, change any input of this node, such as the seed."
 log_to_console = logging.getLogger(__name__)
 
 
@@ -78,9 +84,24 @@ class Graph:
         node = (self.prompt or {}).get(str(self.node_id), {})
         return not is_link(node.get("inputs", {}).get(name))
 
-    def winners(self) -> Winners | None:
-        """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed."""
-        return travel.find((self.extra_pnginfo or {}).get("workflow"), self.prompt, self.node_id, len(self.runs))
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """What is in the files that this node and those before it name."""
+        return contents(self.prompt, self.node_id)
+
+    @property
+    def workflow(self) -> Any:
+        """What the browser shows of this graph; a client need not send it."""
+        return (self.extra_pnginfo or {}).get("workflow")
+
+    def winners(self, seed: int | None = None) -> Winners | None:
+        """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed.
+        Raises travel.Unusable where it says so in a way that cannot be used. seed: the node's."""
+        return travel.find(self.workflow, self.prompt, self.node_id, len(self.runs), seed, lambda: self.files)
+
+    def replaced_files(self) -> list[str]:
+        """The names of files that are others than those that the winners in the workflow were made with."""
+        return travel.replaced(self.workflow, self.prompt, self.node_id, lambda: self.files)
 
 
 @dataclass(frozen=True)
@@ -180,9 +201,8 @@ def search(
         job = _Job(sampling, vae, verifier, prompt, source, seed, top_k, graph, options or Options(), drop_bad, finish)
         if store is not None:
             job.memory = stack.enter_context(job.remembered_in(store, algorithm))
-        winners = None if isinstance(algorithm, ReplayRecipe) else graph.winners()
-        remade = job.remake(winners, candidates) if winners else None
-        pool = remade or job.run(algorithm, budget)
+        winners = None if isinstance(algorithm, ReplayRecipe) else job.winners()
+        pool = job.remake(winners, candidates) if winners else job.run(algorithm, budget)
     log = pool.log
     if log.early:
         ended_early(graph.node_id)
@@ -193,7 +213,7 @@ def search(
         log_to_console.warning("Noise Search: %s", warning)
     result = collect(pool, sampling)
     job.progress.end(result.image[0], outcome(log))
-    if remade and winners:  # not all of them need be made again
+    if winners:  # not all of them need be made again
         result = replace(result, top_recipes=winners.recipes)
     write_metadata(result, prompt, graph)
     return result
@@ -256,8 +276,20 @@ class _Job:
                     text += "the scores are other ones each time, so nothing was taken from memory."
                 self.notes.append(text)
 
-    def remake(self, winners: Winners, candidates: int) -> Pool | None:
-        """What a saved picture found, at the cost of its winners; None where they are no longer what they were.
+    def winners(self) -> Winners | None:
+        """What a saved picture found, where this is its search. Raises ValueError where it cannot be used."""
+        try:
+            winners = self.graph.winners(self.seed)
+        except travel.Unusable as error:
+            raise ValueError(f"{NOT_MADE_AGAIN}: {error}. {SEARCH_AGAIN}") from None
+        if winners is None and (names := self.graph.replaced_files()):
+            self.notes.append(
+                f"{', '.join(names):.300} here is not what this workflow's picture was made with, so it searched."
+            )
+        return winners
+
+    def remake(self, winners: Winners, candidates: int) -> Pool:
+        """What a saved picture found, at the cost of its winners. Raises ValueError where they cannot be made here.
         candidates: of the search that found them, which bounds what its recipes can be."""
         wanted = self.top_k if self.graph.uses("top_images") else 1
         recipes, *others = ranks = winners.recipes[:wanted]
@@ -267,18 +299,20 @@ class _Job:
             most = sum(1 + len(recipe.jumps) for rank in ranks for recipe in rank)  # stock runs; a jump adds up to one
             pool = self.run(ReplayRecipe(recipes, tuple(others)), Budget(2 * most))
         except ValueError as error:
-            self.notes.append(f"The recipe in this picture's workflow cannot be made here ({error}), so it searched.")
-            return None
-        first = pool.log.candidates[0].values
-        now, then = (torch.tensor(values, dtype=torch.float64) for values in (first, winners.scores))
-        if now.shape != then.shape or bool(((now - then).abs() > tolerance(pool.log)).any()):
-            self.notes.append(
-                f"The recipe in this picture's workflow scores {first} here and {winners.scores!s:.200} when it was "
-                "saved, so the model or something else is another; it searched anew."
-            )
-            return None
+            raise ValueError(f"{NOT_MADE_AGAIN}: {error}. {SEARCH_AGAIN}") from error
         pool.log.stopped = "the picture's own recipe was made again; change any input to search"
+        if difference := self._difference(winners, pool):
+            self.notes.append(
+                f"This is the winner in this workflow, but not the saved picture: {difference}. The model, another "
+                f"file or its precision is not what it was. {SEARCH_AGAIN}"
+            )
         return pool
+
+    def _difference(self, winners: Winners, pool: Pool) -> str:
+        """What tells the winner in the pool from the saved one, in words; "" for nothing."""
+        pictures = coarse(result.image for result in pool.top(0))
+        scores = pool.log.candidates[0].values
+        return travel.difference(winners, scores, pictures, score_limits(pool.log))
 
     def _can_come_from(self, candidates: int, recipe: Recipe) -> bool:
         """Whether a search of so many candidates may find this: a picture may come from anybody, and a recipe may ask
@@ -323,6 +357,17 @@ class _Job:
         log.extra_nfe += engine.batches.extra_nfe + (remembering.extra_nfe if remembering else 0)
         log.extra_seconds += engine.batches.extra_seconds
         return pool
+
+
+def score_limits(log: SearchLog) -> list[float]:
+    """How far the scores of the same picture may be apart on two machines, for each member."""
+    limits = []
+    for member in range(len(log.members)):
+        usual = (log.usual_ranges or {member: None})[member]
+        size = max(abs(row[member]) for row in log.candidates[0].values)
+        limit = travel.RANGE_APART * (usual[1] - usual[0]) if usual is not None else travel.VALUE_APART * size
+        limits.append(math.inf if member in log.noisy else limit)
+    return limits
 
 
 def noisy_members(verifier: Any) -> tuple[int, ...]:
@@ -382,9 +427,9 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
     }
     runs, log = graph.runs, result.log
     best = tuple(log.best(row).values[row] for row in range(log.rows))
-    workflow = graph.extra_pnginfo.get("workflow")
-    travel.leave(workflow, graph.prompt, graph.node_id, len(runs), Winners(result.top_recipes, best))
-    graph.extra_pnginfo[METADATA_KEY] = {**graph.searches, graph.node_id: [*runs, entry]}
+    winners = Winners(result.top_recipes, best, coarse([result.image]))
+    travel.leave(graph.workflow, graph.prompt, graph.node_id, len(runs), winners, lambda: graph.files)
+    graph.extra_pnginfo[METADATA_KEY] = {**graph.searches, graph.node_id: [*runs, portable(entry)]}
 
 
 def pixels_sha256(image: torch.Tensor) -> str:

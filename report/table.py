@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from ..search.log import FINAL, SearchLog
+from ..search.recipe import portable
 from .numbers import duration, plain, score_digits
 from .words import counted, failed_gates, member_title, prompt_of, score_name, stages
 
@@ -67,7 +68,7 @@ def to_csv(log: SearchLog) -> str:
     for candidate in log.candidates:
         for row, recipe in enumerate(candidate.recipes):
             start = [candidate.index, row + 1, candidate.stage, ranks[row][candidate.index]]
-            start += [recipe.seed, json.dumps(recipe.to_dict())]
+            start += [recipe.seed, json.dumps(portable(recipe.to_dict()))]
             spent = [candidate.nfe_per_row, candidate.nfe, sum(candidate.seconds.values())]
             values = ["" if math.isnan(value) else value for value in candidate.values[row]]
             failing = [failed_gates(log, candidate.index, row)] * len(gates)

@@ -12,7 +12,7 @@ import torch
 
 from .aggregate import Aggregator, check_values, order
 from .engine import Recipes, Rendered
-from .recipe import Recipe
+from .recipe import Recipe, portable
 
 LOG_FORMAT = "noise-search-log"
 MAX_THUMBNAILS = 256
@@ -266,9 +266,9 @@ class SearchLog:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, ready for JSON."""
+        """Everything but the pictures, ready for JSON that a browser reads: seeds beyond 2**53 are texts."""
         scores = [self.scores(row).tolist() for row in range(self.rows)]
-        return {
+        data = {
             "format": LOG_FORMAT,
             "version": 1,
             "host": dict(self.host),
@@ -317,6 +317,7 @@ class SearchLog:
                 for candidate in self.candidates
             ],
         }
+        return portable(data)
 
     def _forget_thumbnails(self) -> None:
         """Bounded memory: beyond MAX_THUMBNAILS, the lowest-ranked pictures go first; stock (candidate 0) stays."""
@@ -343,7 +344,9 @@ class SearchLog:
             for stage in dict.fromkeys(candidate.stage for candidate in self.candidates):
                 among = torch.tensor([candidate.index for candidate in self.of_stage(stage)])
                 scores[among] = self.aggregator(values[among])
-                orders[stage] = among[order(scores[among], vetoes[among])].tolist()
+                best_first = among[order(scores[among], vetoes[among])].tolist()
+                # Recipes come in an order of their own.
+                orders[stage] = best_first if self.has_stock else among.tolist()
             self._ranked[row] = ranking = _Ranking(scores, vetoes, orders)
         return ranking
 

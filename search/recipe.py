@@ -8,14 +8,16 @@ import heapq
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import torch
 
 SEED_RANGE = 2**64
+LARGEST_EXACT = 2**53 - 1  # of the whole numbers that every reader of JSON keeps: a browser's numbers are doubles
 MAX_MOVES = 4096
 MAX_BATCH = 4096
 MOST_MOVES = 2**18  # moves and jumps of all recipes of one text
@@ -182,7 +184,7 @@ class Recipe:
         version = _integer("version", data.get("version", FORMAT_VERSION), 1, 2**31)
         if version != FORMAT_VERSION:
             raise RecipeError(f"recipe version {version} is newer than this Noise Search reads ({FORMAT_VERSION})")
-        seed = _integer("seed", data.get("seed"), 0, SEED_RANGE - 1)
+        seed = _seed("seed", data.get("seed"))
         batch, row = data.get("batch"), data.get("row")
         if batch is not None:
             _integer("batch", batch, 1, MAX_BATCH)
@@ -440,13 +442,32 @@ def _length(data: Any, name: str) -> int:
     return len(entries) if isinstance(entries, list) else 0
 
 
+def portable(data: Any) -> Any:
+    """The same data for JSON that a browser may read: whole numbers beyond 2**53, which it would round, as text.
+
+    Recipes are read in either form.
+    """
+    if isinstance(data, Mapping):
+        return {key: portable(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [portable(value) for value in data]
+    return str(data) if isinstance(data, int) and abs(data) > LARGEST_EXACT else data
+
+
+def is_rounded(number: Any) -> bool:
+    """Whether a whole number looks as if a browser had read and written it, so that its last digits may be lost."""
+    if type(number) is not int or not LARGEST_EXACT < number < 2 * SEED_RANGE:
+        return False
+    return number in (int(float(number)), int(Decimal(repr(float(number)))))  # browsers write the shortest digits
+
+
 def _move(data: Any) -> Rotate:
     if not isinstance(data, dict) or data.get("move") != "rotate" or set(data) != {"move", "seed", "angle"}:
         raise RecipeError(f"unknown recipe move {_short(data)}; known: rotate (seed, angle)")
     angle = data["angle"]
     if isinstance(angle, bool) or not isinstance(angle, (int, float)) or not 0 <= angle <= 180:
         raise RecipeError(f"recipe angle must be 0 to 180 degrees, not {_short(angle)}")
-    return Rotate(_integer("move seed", data["seed"], 0, SEED_RANGE - 1), float(angle))
+    return Rotate(_seed("move seed", data["seed"]), float(angle))
 
 
 def _jump(data: Any) -> Jump:
@@ -456,7 +477,7 @@ def _jump(data: Any) -> Jump:
     good = all(isinstance(level, (int, float)) and not isinstance(level, bool) for level in (start, to))
     if not good or not 0 <= start <= to <= 1:
         raise RecipeError(f"a recipe jump goes from a noise level up to another, 0 to 1, not {_short(data)}")
-    return Jump(_integer("jump seed", data["seed"], 0, SEED_RANGE - 1), float(start), float(to))
+    return Jump(_seed("jump seed", data["seed"]), float(start), float(to))
 
 
 def _steady(total: torch.Tensor) -> torch.Tensor:
@@ -468,6 +489,13 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:  # a bool is not a number here
         raise RecipeError(f"recipe {name} must be a whole number from {low} to {high}, not {_short(value)}")
     return value
+
+
+def _seed(name: str, value: Any) -> int:
+    """A seed as a number, or as the text that `portable` makes of a large one."""
+    if isinstance(value, str) and len(value) <= len(str(SEED_RANGE)) and value.isascii() and value.isdigit():
+        value = int(value)
+    return _integer(name, value, 0, SEED_RANGE - 1)
 
 
 _repr = reprlib.Repr()  # looks at the outermost part only: an input may be huge or very deep

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sqlite3
+from contextlib import suppress
 from types import SimpleNamespace
 
 import fuzzing
@@ -120,8 +121,11 @@ def test_any_workflow_is_read(host):
     ]
     for number, path in enumerate(paths):
         for workflow in fuzzing.workflows(1500, SEED + number, good, path):
-            winners = host.travel.find(workflow, GRAPH, "7", 0)
-            found += winners is not None
+            try:
+                found += host.travel.find(workflow, GRAPH, "7", 0) is not None
+            except host.travel.Unusable as error:
+                assert len(str(error)) < 500
+            host.travel.replaced(workflow, GRAPH, "7", lambda: {"ref.png": "0"})
             host.travel.leave(workflow, GRAPH, "7", 0, host.travel.Winners(((host.Recipe(1),),), ((0.5,),)))
     assert 50 < found < 3000
 
@@ -132,7 +136,8 @@ def test_any_metadata_is_read(host):
         extra = {name: fuzzing.anything(chance) for name in ("workflow", "noise_search")}
         graph = host.Graph("7", GRAPH, extra)
         assert isinstance(graph.runs, list)
-        graph.winners()
+        with suppress(host.travel.Unusable):
+            graph.winners()
 
 
 def test_of_a_huge_workflow_only_so_much_is_read(host):

@@ -673,12 +673,13 @@ def test_verifiers_that_do_not_decide_are_marked_in_the_table():
 
 def test_the_items_of_a_batch_may_have_recipes_of_their_own():
     log = new_log([[1.0, 2.0]])
-    recipes = (Recipe.from_seed(7), Recipe.from_seed(8).then(Rotate(1, 9.0)))
+    recipes = (Recipe.from_seed(7), Recipe.from_seed(8).then(Rotate(2**63 + 1, 9.0)))
     log.add(Rendered(recipes, torch.tensor([[5.0], [6.0]]), 40, 20))
     assert [line[2] for line in cells_of(table(log)) if line[1] == "1"] == ["7", "8"]
     lines = list(csv.DictReader(io.StringIO(to_csv(log))))[2:]
     assert [line["seed"] for line in lines] == ["7", "8"]
-    assert [Recipe.from_dict(json.loads(line["recipe"])) for line in lines] == list(recipes)
+    browser = lambda text: json.loads(text, parse_int=lambda digits: int(float(digits)))  # noqa: E731
+    assert [Recipe.from_dict(browser(line["recipe"])) for line in lines] == list(recipes)
 
 
 def test_what_was_rendered_again_is_in_the_total():

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noise_search.search.aggregate import METHODS, Aggregator
 from noise_search.search.engine import Rendered
-from noise_search.search.log import MAX_THUMBNAILS, Pool, SearchLog
-from noise_search.search.recipe import Recipe
+from noise_search.search.log import MAX_THUMBNAILS, REPLAY, Pool, SearchLog
+from noise_search.search.recipe import Jump, Recipe, Rotate
 
 VALUE = st.integers(-20, 20).map(lambda n: n / 4)
 
@@ -172,6 +172,21 @@ def test_the_report_names_the_winners(search):
     assert recipes == log.winners()
     for winner in report["winners"]:
         assert winner["score"] == max(log.scores(winner["row"]).tolist())
+
+
+def test_a_browser_reads_every_digit_of_the_report():
+    log = SearchLog(("red",), settings={"seed": 2**64 - 1})
+    recipe = Recipe(2**64 - 1, moves=(Rotate(2**63 + 3, 9.0),), jumps=(Jump(2**62 + 1, 0.2, 0.8),))
+    log.add(Rendered((recipe,), torch.tensor([[0.5]]), 10, 10))
+    read = json.loads(json.dumps(log.to_dict()), parse_int=lambda digits: int(float(digits)))  # as JSON.parse
+    assert Recipe.from_dict(read["winners"][0]["recipe"]) == recipe
+    assert Recipe.from_dict(read["candidates"][0]["recipes"][0]) == recipe
+    assert int(read["winners"][0]["seed"]) == int(read["settings"]["seed"]) == 2**64 - 1
+
+
+def test_recipes_that_are_made_again_stay_in_their_order():
+    log = fill(SearchLog(("red",), algorithm=REPLAY), [[[1.0]], [[3.0]], [[2.0]]])
+    assert (log.order(), log.best().index) == ([0, 1, 2], 0)
 
 
 def test_the_report_of_no_candidates_is_empty():

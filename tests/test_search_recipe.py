@@ -17,8 +17,10 @@ from noise_search.search.recipe import (
     derive,
     draw,
     from_json,
+    is_rounded,
     noises,
     one_draw,
+    portable,
     to_json,
 )
 from torch.overrides import TorchFunctionMode
@@ -517,7 +519,7 @@ def test_nesting_too_deep_to_print_is_refused():
         ('{"seed": true}', "not True"),
         ('{"seed": 1.0}', "not 1.0"),
         ('{"seed": NaN}', "not nan"),
-        ('{"seed": "7"}', "not '7'"),
+        ('{"seed": "seven"}', "not 'seven'"),
         ('{"seed": 1, "sed": 2}', "unknown recipe entries ['sed']"),
         ('{"seed": 1, "version": 2}', "recipe version 2 is newer"),
         ('{"seed": 1, "version": null}', "recipe version must be"),
@@ -565,3 +567,23 @@ def test_too_many_moves_are_refused():
     move = {"move": "rotate", "seed": 1, "angle": 1}
     with pytest.raises(RecipeError, match="at most 4096"):
         from_json(json.dumps({"seed": 1, "moves": [move] * 4097}))
+
+
+@given(recipes())
+def test_a_recipe_comes_out_of_a_browser_as_it_was(recipe):
+    text = json.dumps(portable(recipe.to_dict()))
+    read = json.loads(text, parse_int=lambda digits: int(float(digits)))  # all its numbers are doubles
+    assert Recipe.from_dict(read) == recipe
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.0", "1e3", " 1", "\u0663", str(2**64), "9" * 5000])
+def test_a_text_that_is_no_seed_is_refused(text):
+    refused = json.dumps({"seed": text})
+    with pytest.raises(RecipeError, match="recipe seed must be a whole number"):
+        from_json(refused)
+
+
+def test_numbers_that_a_browser_wrote_are_told():
+    rounded = [2**63, 9223372036854776000, 2**53, 2**64 - 2048]  # as others write a double, and as a browser does
+    assert all(map(is_rounded, rounded))
+    assert not any(map(is_rounded, [2**63 + 1, 2**53 - 1, 7, "9223372036854776000", True, None, 1e300, 10**400]))

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import frontend
@@ -27,7 +28,7 @@ from noise_search.host.search import Graph, search
 from noise_search.host.store import Store
 from noise_search.search.log import REPLAY
 from noise_search.search.paths import SearchOverPaths
-from noise_search.search.recipe import Recipe, from_json
+from noise_search.search.recipe import Recipe, from_json, to_json
 from noise_search.search.zero_order import ZeroOrderSearch
 from test_store_reuse import NODES
 
@@ -56,6 +57,20 @@ class Red:
 
 class Lighter(Red):
     add = 0.05
+
+
+class Blind(Red):
+    """Scores every image alike."""
+
+    def score(self, images, prompts):
+        return torch.full((len(images), 1), 0.95)
+
+
+class Reversed(Red):
+    usual_range = (-1000.0, 1000.0)
+
+    def score(self, images, prompts):
+        return -super().score(images, prompts)
 
 
 class LikesStock(Red):
@@ -88,18 +103,22 @@ def find(demo, tmp_path):
     stores = iter(range(100))
 
     @torch.inference_mode()
-    def find(workflow=None, algorithm=None, batch=1, verifier=None, top_k=1, candidates=CANDIDATES, runs=1, **widgets):
-        """The last of so many runs of a node in one prompt. Every prompt has an empty store."""
+    def find(
+        workflow=None, algorithm=None, batch=1, verifier=None, top_k=1, candidates=CANDIDATES, runs=1, seed=SEED,
+        text="a red circle", **widgets,
+    ):  # fmt: skip
+        """The last of so many runs of a node in one prompt. Every prompt has an empty store. text: changes the picture
+        without changing the graph."""
         latent = {"samples": torch.zeros(batch, 16, 8, 8)}
         workflow = json.loads(json.dumps({"nodes": []} if workflow is None else workflow, allow_nan=False))
-        prompt = prompt_of(candidates=candidates, **widgets)
+        prompt = prompt_of(candidates=candidates, seed=seed, **widgets)
         store, extra, found = Store(tmp_path / str(next(stores))), {"workflow": workflow}, []
         for run in range(runs):
             sampling = Sampling.ksampler(
-                demo.model, STEPS, 3.0, "euler", "simple", demo.encode(f"a red circle {run}"), demo.negative, latent
+                demo.model, STEPS, 3.0, "euler", "simple", demo.encode(f"{text} {run}"), demo.negative, latent
             )
             result = search(
-                lambda sampling=sampling: sampling, demo.vae, verifier or Red(), SEED + 100 * run, candidates, "",
+                lambda sampling=sampling: sampling, demo.vae, verifier or Red(), seed + 100 * run, candidates, "",
                 top_k, Graph("7", prompt, extra), "positive", algorithm, options=Options(1), store=store,
             )  # fmt: skip
             found.append(Found(result, workflow, sampling.evaluations.rows))
@@ -179,17 +198,96 @@ def test_after_a_change_the_workflow_carries_the_new_winner(find):
     assert torch.equal(again.image, changed.image)
 
 
-def test_a_winner_that_scores_otherwise_here_is_searched_for_anew(find):
+def other_picture(found):
+    return [warning for warning in found.log.warnings if "not the saved picture" in warning]
+
+
+def test_a_winner_that_scores_otherwise_here_is_shown_and_said_to_be_another(find):
     first = find()
     again = find(first.workflow, verifier=Lighter())
-    assert again.log.algorithm == "random search"
-    assert len(again.log.candidates) == CANDIDATES
-    assert [warning for warning in again.log.warnings if "searched anew" in warning]
+    assert (again.log.algorithm, again.evaluated) == (REPLAY, STEPS)
+    assert torch.equal(again.image, first.image)
+    [warning] = other_picture(again)
+    assert "it scores" in warning and "change any input of this node" in warning
 
 
-def test_a_search_of_nothing_before_is_the_search_itself(find):
-    again, plain = find(find().workflow, verifier=Lighter()), find(verifier=Lighter())
-    assert torch.equal(again.image, plain.image)
+def test_another_picture_of_the_same_score_is_said_to_be_another(find):
+    first = find(verifier=Blind())
+    again = find(first.workflow, verifier=Blind(), text="a blue square")
+    assert (again.log.algorithm, again.evaluated) == (REPLAY, STEPS)
+    [warning] = other_picture(again)
+    assert "its colours are off by" in warning and "it scores" not in warning
+
+
+def test_the_saved_order_stays_where_the_scores_say_another(find):
+    first = find(top_k=3)
+    again = find(first.workflow, top_k=3, verifier=Reversed())
+    assert [image.tolist() for image in again.top_images] == [image.tolist() for image in first.top_images]
+    assert (again.recipe, again.image.tolist()) == (first.recipe, first.image.tolist())
+
+
+def browser(data):
+    """What JSON.parse and JSON.stringify make of it: all numbers are doubles."""
+    rounded = lambda digits: int(Decimal(repr(float(digits))))  # noqa: E731
+    return json.loads(json.dumps(data), parse_int=rounded)
+
+
+def as_saved_before(workflow, prompt):
+    """The workflow as pictures had it that say nothing of files, with all seeds as numbers."""
+    workflow = copy.deepcopy(workflow)
+    entry = workflow["extra"][travel.KEY]["7"]
+    [run] = entry["runs"]
+    recipes = [[json.loads(to_json(from_json(json.dumps(one)))) for one in rank] for rank in run["recipes"]]
+    before = {"graph": travel.old_graph_hash(prompt, "7"), "runs": [{"recipes": recipes, "values": run["values"]}]}
+    workflow["extra"][travel.KEY] = {"7": before}
+    return workflow
+
+
+LARGEST = 2**64 - CANDIDATES
+
+
+def test_no_digit_of_a_seed_is_lost_in_a_browser(find):
+    path = find(algorithm=PATHS, candidates=16)
+    assert max(jump["seed"] for jump in json.loads(path.recipe)["jumps"]) > 2**53
+    again = find(browser(path.workflow), PATHS, candidates=16)
+    assert (again.log.algorithm, again.recipe) == (REPLAY, path.recipe)
+    assert torch.equal(again.image, path.image)
+
+
+def test_a_seed_that_a_browser_rounds_in_its_widget_is_the_same_search(find):
+    for seed in (2**53 + 1, LARGEST - 2**40):
+        first = find(seed=seed, top_k=2)
+        again = find(browser(first.workflow), seed=browser(seed), top_k=2)
+        assert browser(seed) != seed
+        assert (again.log.algorithm, again.recipe) == (REPLAY, first.recipe)
+        assert find(first.workflow, seed=seed + 2, top_k=2).log.algorithm == "random search"
+
+
+def test_the_seed_of_a_node_may_be_the_largest(find):
+    first = find(seed=LARGEST)
+    assert torch.equal(find(browser(first.workflow), seed=LARGEST).image, first.image)
+
+
+def test_a_picture_saved_before_files_were_written_down_is_made_again(find):
+    first = find(algorithm=PATHS, candidates=16)
+    before = as_saved_before(first.workflow, prompt_of(candidates=16, seed=SEED))
+    again = find(before, PATHS, candidates=16)
+    assert (again.log.algorithm, again.log.warnings) == (REPLAY, [])
+    assert torch.equal(again.image, first.image)
+
+
+def test_a_picture_that_lost_digits_says_so(find):
+    first = find(algorithm=PATHS, candidates=16)
+    before = as_saved_before(first.workflow, prompt_of(candidates=16, seed=SEED))
+    with pytest.raises(ValueError, match="lost their last digits") as caught:
+        find(browser(before), PATHS, candidates=16)
+    assert "change any input of this node" in str(caught.value)
+
+
+def test_numbers_are_the_same_however_they_are_written(find):
+    first = find(denoise=1.0, cfg=3.5)
+    assert find(first.workflow, denoise=1, cfg=3.5).log.algorithm == REPLAY
+    assert find(first.workflow, denoise=1, cfg=3.0).log.algorithm == "random search"
 
 
 def entry_of(workflow):
@@ -244,17 +342,27 @@ STRANGE = [
 ]  # fmt: skip
 
 
+class Asked(Red):
+    calls = 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        return super().score(images, prompts)
+
+
 @pytest.mark.parametrize("strange", STRANGE)
-def test_what_a_stranger_wrote_into_the_workflow_does_no_more_than_a_search(find, strange):
-    first = find()
-    workflow = copy.deepcopy(first.workflow)
+def test_what_a_stranger_wrote_into_the_workflow_never_starts_a_search(find, strange):
+    workflow, asked = copy.deepcopy(find().workflow), Asked()
     strange(entry_of(workflow))
-    again = find(workflow)
-    assert again.log.algorithm == "random search"
-    tried = strange in (other_recipe, many_scores)  # of the others nothing is even sampled
-    assert again.evaluated == (CANDIDATES + tried) * STEPS
-    assert torch.equal(again.image, first.image)
-    assert all(len(warning) < 1000 for warning in again.log.warnings)
+    if strange in (other_recipe, many_scores):
+        again = find(workflow, verifier=asked)
+        assert (again.log.algorithm, again.evaluated) == (REPLAY, STEPS)
+        assert other_picture(again) and all(len(warning) < 1000 for warning in again.log.warnings)
+        return
+    with pytest.raises(ValueError, match="cannot be made again") as caught:
+        find(workflow, verifier=asked)
+    assert "change any input of this node" in str(caught.value) and len(str(caught.value)) < 1000
+    assert asked.calls == 0
 
 
 def test_a_verifier_that_was_dropped_leaves_no_nan_in_the_picture():
@@ -341,6 +449,26 @@ def test_a_changed_prompt_searches(server):
     other = small()
     other["positive"]["inputs"]["text"] = "a blue square"
     assert Ran(server, other, first.workflow).how == [("random search", 3 * STEPS)]
+
+
+def test_an_input_that_was_replaced_under_its_name_searches(server):
+    given = server.home / "input" / "ref.png"
+    prompt = small(denoise=0.6) | {
+        "load": node("LoadImage", image="ref.png"),
+        "encode": node("VAEEncode", pixels=["load", 0], vae=["demo", 2]),
+    }
+    prompt["search"]["inputs"]["latent_image"] = ["encode", 0]
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(given)
+    data = given.read_bytes()
+    first = Ran(server, prompt, {})
+    Image.new("RGB", (64, 64), (201, 30, 30)).save(given)
+    replaced = Ran(server, prompt, first.workflow)
+    assert replaced.how == [("random search", 3 * STEPS)]
+    assert any("ref.png here is not what" in warning for warning in replaced.logs[0]["warnings"])
+    given.write_bytes(data)
+    again = Ran(server, prompt, first.workflow)
+    assert (again.how, again.logs[0]["warnings"]) == ([(REPLAY, STEPS)], [])
+    assert again.pictures == first.pictures
 
 
 def test_of_a_prompt_list_each_picture_is_made_again(server):
