@@ -126,7 +126,14 @@ class Rehearsal:
         comfy.patcher_extension.add_wrapper_with_key(where, KEY, stand_in, guider.model_options, is_model_options=True)
         torch.manual_seed(seed)  # as the stock nodes do when they draw the noise; samplers may use that generator
         out = guider.sample(
-            noise, samples, sampling.sampler, sigmas.clone(), denoise_mask=mask, disable_pbar=True, seed=seed
+            noise,
+            samples,
+            sampling.sampler,
+            sigmas.clone(),
+            denoise_mask=mask,
+            callback=lambda *_: None,  # older hosts hand the sampler none where there is none
+            disable_pbar=True,
+            seed=seed,
         )
         return Played(out, tuple(stand_in.sigmas), stand_in.shapes)
 

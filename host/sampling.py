@@ -65,6 +65,7 @@ class Sampling:
         settings: Mapping[str, Any],
         to_intermediate_dtype: bool = False,
     ):
+        check_pictures(latent)
         self.source = guider
         self.guider = copy.copy(guider)
         self.guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
@@ -72,7 +73,6 @@ class Sampling:
         self.ratios = {key: latent[key] for key in RATIO_KEYS if key in latent}
         self.latent = {key: value for key, value in latent.items() if key not in RATIO_KEYS}
         self.latent["samples"] = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"], **self.ratios)
-        check_pictures(self.latent)
         check_latent(self.model, self.latent["samples"])
         self.evaluations = Evaluations(self.items // self.rows)
         comfy.patcher_extension.add_wrapper_with_key(
