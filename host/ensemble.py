@@ -19,6 +19,7 @@ from .verifier import HostedVerifier
 
 MEAN_RANK, Z_SCORE, WEIGHTED_SUM = COMBINE = ("mean rank", "z-score", "weighted sum")
 METHOD_OF = dict(zip(COMBINE, METHODS, strict=True))
+SHOWN_CUTS = 8
 log_to_console = logging.getLogger(__name__)
 
 
@@ -119,6 +120,16 @@ def gated(verifier: Any, least: float) -> VerifierEnsemble:
     [judge] = verifier.judges
     gate = least if judge.gate is None else max(least, judge.gate)
     return VerifierEnsemble([replace(judge, gate=gate)])
+
+
+def cuts(verifier: Any, prompts: Sequence[str]) -> list[str]:
+    """Which of the prompts a verifier, or one of an ensemble, does not read to the end: a sentence each."""
+    judges = [judge.verifier for judge in getattr(verifier, "judges", ())] or [verifier]
+    readers = [judge.cut for judge in judges if hasattr(judge, "cut")]
+    found = [sentence for prompt in dict.fromkeys(prompts) for cut in readers if (sentence := cut(prompt))]
+    found = list(dict.fromkeys(found))
+    more = [f"and {len(found) - SHOWN_CUTS} more like this"] if len(found) > SHOWN_CUTS else []
+    return found[:SHOWN_CUTS] + more
 
 
 class Jury:

@@ -26,13 +26,14 @@ from ..version import __version__
 from . import travel
 from .content import files_behind, search_key
 from .engine import ComfyEngine, Options, Result, join_rows
+from .ensemble import cuts
 from .files import contents
 from .finish import ended_early, finishable
 from .noise import RecipeNoise
 from .pictures import coarse
 from .progress import SearchProgress, as_saved, outcome
 from .prompt_text import FoundPrompt, all_nodes, find_prompt, host_input_types, host_is_own, host_output_names, is_link
-from .prompt_words import is_empty, plain_text
+from .prompt_words import has_system_text, is_empty, plain_text
 from .sampling import Sampling
 from .store import Store, StoredMemory
 from .travel import Winners
@@ -150,6 +151,13 @@ def verifier_prompts(
     return [FoundPrompt(plain_text(text, typed), "the list at 'prompt'", text or "") for text in texts]
 
 
+def system_text_notes(told: Sequence[FoundPrompt], verifier: HostedVerifier) -> list[str]:
+    """That the verifier was not told a system text, where that text would have taken the place of the prompt."""
+    texts = [one.whole for one in told if has_system_text(one.whole)]
+    start = "the verifier was told only what comes after '<Prompt Start>': of the whole text"
+    return [f"{start} {sentence}" for sentence in cuts(verifier, texts)]
+
+
 def comfyui_version() -> str:
     """The host's version, or "unknown" where it does not say."""
     try:
@@ -199,6 +207,7 @@ def search(
     budget = replace(budget or Budget(), candidates=candidates)
     with finishable(graph.node_id) as finish, ExitStack() as stack:
         job = _Job(sampling, vae, verifier, prompt, source, seed, top_k, graph, options or Options(), drop_bad, finish)
+        job.notes += system_text_notes([told], verifier) + cuts(verifier, [prompt])
         if store is not None:
             job.memory = stack.enter_context(job.remembered_in(store, algorithm))
         winners = None if isinstance(algorithm, ReplayRecipe) else job.winners()

@@ -15,7 +15,7 @@ import torch
 
 from ..search.aggregate import Aggregator, check_values, order
 from .engine import bad_pixels, join_rows, take_row
-from .ensemble import Jury
+from .ensemble import Jury, cuts
 from .noise import RecipeNoise, recipes_of
 from .prompt_words import plain_text
 from .verifier import HostedVerifier
@@ -64,10 +64,13 @@ class Scores:
         return "\n".join([line, *self.warnings])
 
 
-def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, prompts: Sequence[str]) -> Scores:
+def score_images(
+    images: Sequence[torch.Tensor], verifier: HostedVerifier, prompts: Sequence[str], notes: Sequence[str] = ()
+) -> Scores:
     """Scores a list of image batches [B, H, W, C], each with its prompt (or all with the one prompt given).
 
-    Sizes may differ between candidates; the number of images in each may not. Raises ValueError, naming the candidate.
+    Sizes may differ between candidates; the number of images in each may not. notes: what the user should know of the
+    prompts. Raises ValueError, naming the candidate.
     """
     if len(prompts) not in (1, len(images)):
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
@@ -98,6 +101,7 @@ def score_images(images: Sequence[torch.Tensor], verifier: HostedVerifier, promp
     judged_by = tuple(prompts) if decided else ()
     if len(set(judged_by)) > 1:
         warnings += (f"{ACROSS.format(count=len(set(judged_by)))}.",)
+    warnings += (*notes, *cuts(verifier, prompts if verifier.needs_prompt else ()))
     return Scores(tuple(verifier.members), torch.stack(values), aggregator, warnings, judged_by)
 
 

@@ -76,6 +76,14 @@ class HostedVerifier:
         """What determines the values: a hash of the weights and the settings."""
         return self.verifier.identity()
 
+    def cut(self, prompt: str) -> str | None:
+        """Where the verifier cuts a prompt that is too long, in a sentence; None if it reads all of it."""
+        own = getattr(self.verifier, "cut", None)
+        try:
+            return own(prompt) if own is not None else None
+        except Exception:  # scoring says what is wrong with it, where an ensemble may drop it
+            return None
+
     def score(self, images: torch.Tensor, prompts: str | Sequence[str]) -> torch.Tensor:
         """Raw values: float32 [B, members] on the CPU.
 

@@ -7,7 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.noise import RecipeNoise, candidates
 from ..host.progress import send_text
-from ..host.search import Graph, verifier_prompts
+from ..host.search import Graph, system_text_notes, verifier_prompts
 from ..host.selection import score_images, select
 from ..search.recipe import from_json
 from . import types
@@ -92,7 +92,8 @@ class VerifierScore(io.ComfyNode):
     def execute(cls, image, verifier, prompt) -> io.NodeOutput:
         graph = Graph.of(cls.hidden)
         told = verifier_prompts(prompt, verifier[0], graph, "image")
-        scores = score_images(image, verifier[0], [one.text for one in told])
+        notes = system_text_notes(told, verifier[0])
+        scores = score_images(image, verifier[0], [one.text for one in told], notes)
         send_text(scores.summary(), graph.node_id)
         shown = [ui.PreviewImage(batch, cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
         return io.NodeOutput(scores, scores.flat(), ui={"images": [entry for batch in shown for entry in batch]})

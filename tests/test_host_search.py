@@ -13,8 +13,10 @@ from PIL import Image
 pytest.importorskip("comfy")
 
 from noise_search.host.engine import ComfyEngine
+from noise_search.host.ensemble import gated
 from noise_search.host.sampling import Sampling
 from noise_search.host.search import METADATA_KEY, Graph, pixels_sha256, search
+from noise_search.host.verifier import load_demo_verifier
 from noise_search.search.recipe import Recipe
 from noise_search.search.replay import ReplayRecipe
 
@@ -59,6 +61,17 @@ def test_the_hash_of_a_picture_is_that_of_the_saved_one(tmp_path, dtype):
 def test_a_vae_that_gives_bf16_does_not_cost_the_search():
     image = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert pixels_sha256(image) == pixels_sha256(image.float())
+
+
+def test_a_prompt_that_is_cut_is_told_in_the_log_once(demo):
+    text = "a red circle above a blue square " * 5
+    encoder = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["demo", 1], "text": text}}
+    loader = {"class_type": "NoiseSearchDemoCheckpoint", "inputs": {}}
+    node = {"class_type": "NoiseSearchKSampler", "inputs": {"positive": ["encode", 0], "prompt": ""}}
+    graph = Graph("search", {"search": node, "encode": encoder, "demo": loader})
+    judge = gated(load_demo_verifier(), -100.0)
+    said = [one for one in run(demo, judge, graph=graph).log.to_dict()["warnings"] if "token" in one]
+    assert len(said) == 1 and "the first 16 of 37 tokens of the prompt, up to '...above a blue square'" in said[0]
 
 
 def test_a_video_is_scored_by_the_mean_of_its_frames(demo, brightness):

@@ -11,7 +11,8 @@ pytest.importorskip("comfy")
 
 from noise_search.host.prompt_text import PromptNotFound
 from noise_search.host.prompt_words import FILLING, plain_text
-from noise_search.host.search import Graph, verifier_prompt, verifier_prompts
+from noise_search.host.search import Graph, system_text_notes, verifier_prompt, verifier_prompts
+from noise_search.host.verifier import load_demo_verifier
 
 PRESENT = ("goodstyle", "bad-hands.v2")
 
@@ -129,6 +130,15 @@ def test_texts_that_differ_by_weights_only_are_one():
     other = node("CLIPTextEncode", clip=["loader", 1], text="a (dog:1.2)")
     graph = {"search": node("NoiseSearchKSampler", positive=["both", 0], prompt="")}
     assert told(search=graph["search"], both=both, other=other).text == "a dog"
+
+
+def test_a_system_text_is_named_where_it_would_have_taken_the_place_of_the_prompt():
+    demo = load_demo_verifier()
+    long = told(positive="You make images from the words of a user as well as you can. <Prompt Start> a red circle")
+    assert long.text == "a red circle"
+    [note] = system_text_notes([long, long], demo)
+    assert "only what comes after '<Prompt Start>'" in note and "reads the first 16 of 21 tokens" in note
+    assert not system_text_notes([told(positive="You draw. <Prompt Start> a red circle")], demo)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import torch
 
 pytest.importorskip("comfy")
 
-from noise_search.host.ensemble import VerifierEnsemble, gated
+from noise_search.host.ensemble import VerifierEnsemble, cuts, gated
 from noise_search.host.noise import NearNoise, RecipeNoise, candidates
 from noise_search.host.selection import Scores, score_images, select
+from noise_search.host.verifier import load_demo_verifier
 from noise_search.search.recipe import Recipe, Rotate
 
 
@@ -88,6 +89,17 @@ def test_there_is_no_best_among_images_of_different_prompts(brightness):
         scored = score_images(images, verifier, prompts)
         assert select(scored, 1, images).indices == [2] and "prompts" not in scored.summary()
     assert select(score_images(images, Reader(), ["a cat"] * 3), 3, images).indices == [0, 1, 2]
+
+
+def test_a_prompt_that_is_cut_is_told_once_through_ensembles_and_gates():
+    long, demo = "a red circle above a blue square " * 5, load_demo_verifier()
+    both = VerifierEnsemble([(gated(demo, 0.0), 1.0), (demo, 0.0), (Reader(), 1.0)])
+    said = "reads the first 16 of 37 tokens of the prompt, up to '...above a blue square'; the rest is cut off"
+    for verifier in (demo, gated(demo, 0.0), both):
+        scored = score_images([torch.rand(1, 8, 8, 3)] * 3, verifier, [long])
+        assert scored.warnings == (f"{demo.members[0]} {said}",) and said in scored.summary()
+    assert not score_images([torch.rand(1, 8, 8, 3)], demo, ["a red circle"]).warnings
+    assert cuts(demo, ["red " * count for count in range(40)])[-1] == "and 17 more like this"
 
 
 def test_k_beyond_n_says_how_many_there_are():

@@ -2,7 +2,6 @@
 nothing left behind."""
 
 import gc
-import logging
 import shutil
 import weakref
 
@@ -114,9 +113,9 @@ def test_odd_neighbours_have_no_influence(hosted):
 @pytest.mark.parametrize(
     "prompt", ["红色的猫在蓝色的方块上", "قطة حمراء فوق مربع أزرق", "🟥 \n\t 'quotes\" {prompt} <|endoftext|>"]
 )
-def test_any_script_has_a_score(hosted, prompt, caplog):
+def test_any_script_has_a_score(hosted, prompt):
     assert torch.equal(values(hosted, tiny_clips.images(1), prompt), values(hosted, tiny_clips.images(1), prompt))
-    assert not caplog.records
+    assert hosted.cut(prompt) is None
 
 
 def test_an_empty_prompt_has_a_score_or_is_refused_in_words(hosted):
@@ -126,8 +125,7 @@ def test_an_empty_prompt_has_a_score_or_is_refused_in_words(hosted):
         assert "prompt" in str(error) and hosted.needs_prompt
 
 
-def test_ten_thousand_characters_are_cut_with_one_warning(hosted, caplog):
-    caplog.set_level(logging.WARNING)
+def test_ten_thousand_characters_are_cut_and_it_is_said_where(hosted):
     assert len(LONG) > 10_000
     try:
         first = values(hosted, tiny_clips.images(2), LONG)
@@ -135,12 +133,26 @@ def test_ten_thousand_characters_are_cut_with_one_warning(hosted, caplog):
         assert "shorten the prompt" in str(error) and hosted.prompt_tokens is None
         return
     assert torch.equal(values(hosted, tiny_clips.images(2), LONG), first)
-    warned = [record.getMessage() for record in caplog.records]
+    said = hosted.cut(LONG)
     if hosted.prompt_tokens is None:
-        assert not warned
+        assert said is None
     else:
-        assert len(warned) == 1 and f"reads {hosted.prompt_tokens} tokens" in warned[0]
-        assert hosted.members[0] in warned[0] and LONG not in warned[0]
+        assert f"{hosted.members[0]} reads the first {hosted.prompt_tokens} of " in said and len(said) < 250
+
+
+@pytest.mark.parametrize("words", [[str(number) for number in range(300)], ["红色的猫", "在", "蓝色的方块上"] * 30])
+def test_what_is_said_to_be_read_is_what_fits(hosted, words):
+    if hosted.prompt_tokens is None:
+        return
+    said, text = hosted.cut(" ".join(words)), " ".join(words)
+    last = said.split("'...")[1].split("'")[0]
+    read = next(
+        text[:end] for end in range(len(text), 0, -1) if text[:end].endswith(last) and not hosted.cut(text[:end])
+    )
+    following = text[len(read) :].lstrip()
+    assert hosted.cut(read + " " + (following.split()[0] if following[0].isdigit() else following[0]))
+    endless = hosted.cut("one" * 5000)  # one unknown word to BERT
+    assert endless is None or "which end in its first word" in endless
 
 
 def test_what_is_cut_has_no_influence(hosted):

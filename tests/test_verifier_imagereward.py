@@ -2,7 +2,6 @@
 
 import gc
 import json
-import logging
 import shutil
 import sys
 import weakref
@@ -110,13 +109,9 @@ class TestTheScore:
 
 
 class TestPrompts:
-    def test_a_long_one_is_cut_with_one_warning(self, checkpoint, caplog):
-        verifier, pictures = ImageReward.load(checkpoint), tiny_clips.images(2)
-        with caplog.at_level(logging.WARNING):
-            values = [verifier.score(pictures, [LONG, LONG]) for _ in range(2)]
-        [warning] = [record.getMessage() for record in caplog.records if "reads 35 tokens" in record.getMessage()]
-        assert "this one has 122" in warning and "tri, red circle" in warning
-        assert torch.equal(values[0], values[1])
+    def test_a_long_one_is_cut_and_it_is_said_where(self, checkpoint):
+        said = ImageReward.load(checkpoint).cut(LONG)
+        assert "reads the first 35 of 122 tokens" in said and "up to '...circle tri, red circle'" in said
 
     def test_what_is_cut_off_does_not_count(self, checkpoint):
         verifier, pictures = ImageReward.load(checkpoint), tiny_clips.images(1)
@@ -124,13 +119,13 @@ class TestPrompts:
         assert torch.equal(verifier.score(pictures, [LONG + "blue cafe"]), score)
         assert not torch.equal(verifier.score(pictures, ["blue " + LONG]), score)
 
-    def test_35_tokens_are_read_and_no_more(self, checkpoint, caplog):
+    def test_35_tokens_are_read_and_no_more(self, checkpoint):
         verifier, pictures = ImageReward.load(checkpoint), tiny_clips.images(1)
         full, shorter = "red " * 33, "red " * 32
         assert not torch.equal(verifier.score(pictures, [full]), verifier.score(pictures, [shorter]))
-        assert "tokens of a prompt" not in caplog.text
+        assert verifier.cut(full) is None
         assert torch.equal(verifier.score(pictures, ["red " * 34]), verifier.score(pictures, [full]))
-        assert "reads 35 tokens of a prompt and this one has 36" in caplog.text
+        assert "reads the first 35 of 36 tokens" in verifier.cut("red " * 34)
 
     def test_they_are_read_once(self, checkpoint):
         verifier, read = ImageReward.load(checkpoint), []

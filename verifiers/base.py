@@ -21,8 +21,9 @@ class Verifier(Protocol):
     members: one name per column of the values ("CLIP Score (ViT-B-32)").
     needs_prompt: whether an empty prompt is an error.
     usual_range: (low, high) of typical values, for axes and tooltips.
-    prompt_tokens: how many tokens of a prompt it reads, start and end marks included; None if there is no limit. A
-    longer prompt is cut, with one warning per prompt.
+    prompt_tokens: how many tokens of a prompt it reads, start and end marks included; None if there is no limit.
+    cut(prompt): a sentence on where a prompt that is too long is cut, None if all of it is read (left out: it always
+    is).
     repeatable: False where the same image need not get the same value twice (left out: it does).
     module: the torch module that holds the weights (None if there are none); the host moves it between devices, and may
     replace its parameters when it does, so none may be kept elsewhere.

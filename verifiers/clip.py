@@ -45,11 +45,11 @@ class CLIPScore(NetworkVerifier):
 
     def prompt_features(self, prompt: str) -> torch.Tensor:
         """The unit embedding of a prompt, float32 [D] on the CPU. The last few prompts are remembered."""
-        return self._prompts.read(prompt, self, self._read_prompt)
+        return self._prompts.read(prompt, self._read_prompt)
 
-    def _read_prompt(self, prompt: str) -> tuple[torch.Tensor, int]:
-        ids, tokens = self.encoder.tokenize(prompt)
-        return _unit(self.encoder.encode_text(ids.to(self._device()))), tokens
+    def _read_prompt(self, prompt: str) -> torch.Tensor:
+        ids, _ = self.encoder.tokenize(prompt)
+        return _unit(self.encoder.encode_text(ids.to(self._device())))
 
     def _usual_range(self) -> tuple[float, float]:
         return (-5.0, 20.0) if self.encoder.sigmoid else (15.0, 40.0)

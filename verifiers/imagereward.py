@@ -89,7 +89,7 @@ class ImageReward(NetworkVerifier):
 
     def value(self, image: torch.Tensor, prompt: str) -> torch.Tensor:
         """The value of one image [H, W, 3], a float32 scalar on the CPU."""
-        ids = self._prompts.read(prompt, self, self.encoder.tokenize)
+        ids = self._prompts.read(prompt, lambda text: self.encoder.tokenize(text)[0])
         features = self.encoder.encode(self.pixels(image), ids.to(self._device()))
         reward = self.encoder.head(features[0].detach().to("cpu", torch.float32))[0]
         return (reward - MEAN) / STD

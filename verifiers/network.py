@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import re
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 64
 
+SHOWN_WORDS = 4  # the last ones that are read of a prompt that is cut
+
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,24 +43,14 @@ class Network:
 
 
 class Prompts(OrderedDict[str, T]):
-    """What a verifier made of the last few prompts. A prompt that is too long is warned about when it is read."""
+    """What a verifier made of the last few prompts."""
 
-    def read(self, prompt: str, verifier: NetworkVerifier, make: Callable[[str], tuple[T, int]]) -> T:
-        """What `make` gives for the prompt beside its number of tokens; remembered."""
+    def read(self, prompt: str, make: Callable[[str], T]) -> T:
+        """What `make` gives for the prompt; remembered."""
         if prompt in self:
             self.move_to_end(prompt)
             return self[prompt]
-        made, tokens = make(prompt)
-        limit = verifier.encoder.context_length
-        if tokens > limit:
-            logger.warning(
-                "%s reads %d tokens of a prompt and this one has %d; the rest does not count: %r",
-                verifier.members[0],
-                limit,
-                tokens,
-                prompt if len(prompt) <= 100 else prompt[:97] + "...",
-            )
-        self[prompt] = made
+        made = self[prompt] = make(prompt)
         if len(self) > MAX_PROMPTS:
             self.popitem(last=False)
         return made
@@ -152,6 +144,24 @@ class NetworkVerifier:
             }
             self._identity = f"{self.name}:{content_hash(self.encoder.files, settings)}"
         return self._identity
+
+    def cut(self, prompt: str) -> str | None:
+        """Where the tokenizer cuts a prompt that is too long, in a sentence; None if all of it is read."""
+
+        def tokens(text: str) -> int:
+            return self.encoder.tokenize(text)[1]
+
+        limit, count = self.encoder.context_length, tokens(prompt)
+        if count <= limit:
+            return None
+        # where words end; in scripts without spaces every character may
+        ends = [match.end() for match in re.finditer(r"[!-~]+|[^\x00-\x7f]", prompt)]
+        read = prompt[: [0, *ends][bisect_right(ends, limit, key=lambda end: tokens(prompt[:end]))]]
+        last = " ".join(read.split()[-SHOWN_WORDS:])[-40:]
+        where = f"up to '...{last}'" if last else "which end in its first word"
+        return (
+            f"{self.members[0]} reads the first {limit} of {count} tokens of the prompt, {where}; the rest is cut off"
+        )
 
     @torch.no_grad()
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
