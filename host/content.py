@@ -132,7 +132,7 @@ def host_source() -> str:
     """A hash of ComfyUI's own modules: between its releases they change under the same version."""
     digest = hashlib.blake2b(digest_size=16)
     root = _file("comfy.samplers").parent
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted(path for path in root.rglob("*.py") if path.is_file()):
         digest.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -561,7 +561,7 @@ def _cell(cell: types.CellType) -> Any:
 def _source(module: str) -> str:
     """A hash of a module's file: an updated node pack or ComfyUI may sample in another way under the same version."""
     path = _file(module)
-    if not inspect.getmodulename(str(path)):
+    if not inspect.getmodulename(str(path)) or not path.is_file():
         return ""
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

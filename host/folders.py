@@ -129,7 +129,7 @@ def _vlms() -> dict[str, Path]:
     for root in map(Path, folder_paths.get_folder_paths(LLM)):
         for config in sorted([*root.glob(f"*/{TRANSFORMERS_CONFIG}"), *root.glob(f"*/*/{TRANSFORMERS_CONFIG}")]):
             folder = config.parent
-            if any((folder / name).is_file() for name in PROCESSORS):
+            if config.is_file() and any((folder / name).is_file() for name in PROCESSORS):
                 found.setdefault(folder.relative_to(root).as_posix(), folder)
     return found
 

@@ -9,7 +9,7 @@ from ..host.noise import RecipeNoise, candidates
 from ..host.progress import send_text
 from ..host.search import Graph, system_text_notes, verifier_prompts
 from ..host.selection import score_images, select
-from ..search.recipe import from_json
+from ..search.recipe import from_text
 from . import types
 
 SHOWN_IMAGES = 64
@@ -169,7 +169,10 @@ class NoiseFromRecipe(io.ComfyNode):
                     default="",
                     multiline=True,
                     placeholder='{"seed": 42}',
-                    tooltip="A recipe as a search node gives it out, or as it stands in the picture's metadata.",
+                    tooltip=(
+                        "A recipe as a search node gives it out, or the entry noise_search of a saved picture's "
+                        "metadata, whole or in part."
+                    ),
                 ),
             ],
             outputs=[io.Noise.Output(display_name="noise", tooltip="The noise, for SamplerCustomAdvanced.")],
@@ -177,7 +180,7 @@ class NoiseFromRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, recipe) -> io.NodeOutput:
-        return io.NodeOutput(RecipeNoise(from_json(recipe)))
+        return io.NodeOutput(RecipeNoise(from_text(recipe)))
 
 
 NODES = [NoiseCandidates, VerifierScore, BestOfNSelect, NoiseFromRecipe]

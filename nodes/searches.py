@@ -8,7 +8,7 @@ from ..search.budget import Budget
 from ..search.draft_and_final import DraftAndFinal
 from ..search.paths import SearchOverPaths
 from ..search.random_search import RandomSearch
-from ..search.recipe import from_json
+from ..search.recipe import from_text
 from ..search.replay import ReplayRecipe
 from ..search.zero_order import STUCK, ZeroOrderSearch
 from . import types
@@ -179,7 +179,10 @@ class Replay(io.ComfyNode):
                     "recipe",
                     multiline=True,
                     default="",
-                    tooltip="A recipe as a search node gives it out, or as it stands in the picture's metadata.",
+                    tooltip=(
+                        "A recipe as a search node gives it out, or the entry noise_search of a saved picture's "
+                        "metadata, whole or in part."
+                    ),
                 )
             ],
             outputs=search_output(),
@@ -187,7 +190,7 @@ class Replay(io.ComfyNode):
 
     @classmethod
     def execute(cls, recipe) -> io.NodeOutput:
-        return io.NodeOutput(ReplayRecipe(tuple(from_json(recipe))))
+        return io.NodeOutput(ReplayRecipe(tuple(from_text(recipe))))
 
 
 class SearchBudget(io.ComfyNode):

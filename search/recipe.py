@@ -9,6 +9,7 @@ import json
 import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -24,6 +25,11 @@ MOST_MOVES = 2**18  # moves and jumps of all recipes of one text
 MOST_ROWS = 2**21  # single noises that the recipes of one text may have drawn or turned: see `cost`
 CHUNK = 2**20  # numbers drawn at a time where not all are kept; a multiple of BLOCK
 BLOCK = 16  # torch draws normal numbers in blocks of so many, from as many random words
+METADATA = "noise_search"  # the entry of a picture's metadata that holds winners
+RECIPE = "recipe"  # in it, what a winner is made again from
+MOST_SHOWN = 4  # of several winners in an error
+DEEPEST = 8  # of texts within texts
+AROUND = " \t\r\n\ufeff\u200b\xa0'\"`\u201c\u201d\u2018\u2019"  # what may be around a text that was copied
 FORMAT_VERSION = 1
 Draw = Callable[[tuple[int, ...], int, tuple[int, ...] | None, Sequence[int]], torch.Tensor]
 Check = Callable[[], None]
@@ -416,10 +422,72 @@ def to_json(recipes: list[Recipe]) -> str:
 
 def from_json(text: str) -> list[Recipe]:
     """The recipes that `to_json` wrote. Raises RecipeError, which repeats the input, on anything else."""
+    return _read(_load(text))
+
+
+def from_text(text: str) -> list[Recipe]:
+    """The recipes in what a person pastes: those of `from_json`, or the metadata of a picture, the entry noise_search
+    or a part of it, with what programs put around it (spaces, quotes, the entry's name). Raises RecipeError, which
+    repeats the input; where there are several winners in it, which they are.
+    """
+    found: dict[tuple[Recipe, ...], str] = {}
+    for place, data in _winners(_pasted(text)):
+        found.setdefault(tuple(_read(data)), place)
+    if len(found) > 1:
+        choices = [f"{place}: {_short(to_json(list(recipes)))}" for recipes, place in found.items()]
+        more = f"; and {len(choices) - MOST_SHOWN} more" if len(choices) > MOST_SHOWN else ""
+        raise RecipeError(
+            f"there are {len(choices)} winners in this text; paste the recipe of one of them. "
+            + "; ".join(choices[:MOST_SHOWN])
+            + more
+        )
+    return list(next(iter(found)))
+
+
+def _load(text: str) -> Any:
     try:
-        data = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError, TypeError) as error:
         raise RecipeError(f'a recipe is JSON such as {{"seed": 42}}; could not read {_short(text)}: {error}') from None
+
+
+def _pasted(text: str) -> Any:
+    """The JSON in a text, as it is or without what is around it."""
+    try:
+        return _load(text)
+    except RecipeError:
+        if not isinstance(text, str):
+            raise
+        bare = text.strip(AROUND)
+        bare = bare.removeprefix(METADATA).lstrip(AROUND + ":=") if bare.startswith(METADATA) else bare
+        line = [f"{{{text.strip().rstrip(',')}}}"] if ":" in text else []  # of a larger text
+        for attempt in (bare, bare.replace('\\"', '"'), *line):
+            with suppress(RecipeError):
+                return _load(attempt)
+        raise
+
+
+def _winners(data: Any, place: str = "the text", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Where recipes stand in metadata, and as what: {"<node id>": [{"recipe": ..., ...}]}, or a part of it."""
+    if isinstance(data, str) and depth < DEEPEST:
+        yield from _winners(_pasted(data), place, depth + 1)
+    elif isinstance(data, dict) and depth < DEEPEST and (inside := METADATA if METADATA in data else RECIPE) in data:
+        yield from _winners(data[inside], place, depth + 1)
+    elif isinstance(data, dict) and data and all(map(_are_entries, data.values())):
+        for node, entries in data.items():
+            yield from _winners(entries, f"node {node[:20]}", depth)
+    elif _are_entries(data):
+        for number, entry in enumerate(data, 1):
+            yield from _winners(entry, f"{place}, run {number}" if len(data) > 1 else place, depth)
+    else:
+        yield place, data
+
+
+def _are_entries(data: Any) -> bool:
+    return isinstance(data, list) and bool(data) and all(isinstance(entry, dict) and RECIPE in entry for entry in data)
+
+
+def _read(data: Any) -> list[Recipe]:
     if isinstance(data, list) and not 0 < len(data) <= MAX_BATCH:
         raise RecipeError(f"a list of recipes has 1 to {MAX_BATCH} entries, not {len(data)}")
     items = data if isinstance(data, list) else [data]

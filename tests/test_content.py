@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 import weakref
 from collections import deque
 from functools import partial
@@ -489,3 +490,18 @@ def test_files_that_are_not_behind_the_node_do_not_count(lora_file):
 
 def test_no_graph_has_no_files():
     assert files_behind(None, None) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_what_is_no_regular_file_is_not_read(tmp_path, monkeypatch):
+    """Among ComfyUI's modules, and as the file that a module names: to open a pipe waits for ever."""
+    (tmp_path / "samplers.py").write_text("x = 1")
+    monkeypatch.setattr(comfy.samplers, "__file__", str(tmp_path / "samplers.py"))
+    before = content.host_source.__wrapped__()
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "folder.py").mkdir()
+    assert content.host_source.__wrapped__() == before
+    module = types.ModuleType("noise_search_test_pipe")
+    module.__file__ = str(tmp_path / "pipe.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert content._source.__wrapped__(module.__name__) == ""

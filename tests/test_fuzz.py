@@ -87,6 +87,20 @@ def test_the_nodes_take_a_recipe_or_raise_value_error(host):
                 assert len(str(error)) < 500
 
 
+def test_both_nodes_take_what_stands_in_a_picture(host):
+    """The whole entry of its metadata, one winner of it, or the recipe alone."""
+    found = [host.Recipe(11).for_batch(2).for_row(row) for row in (0, 1)]
+    one = {"recipe": to_json(found), "seed": 11, "score": [0.5, 0.25], "prompt": "a cat", "sha256": ["ab", "cd"]}
+    noise, replay = host.nodes
+    for text in (json.dumps({"5:3": [one]}), json.dumps(one), one["recipe"]):
+        assert noise.execute(recipe=text).result[0].recipes == tuple(found)
+        assert replay.execute(recipe=text).result[0].recipes == tuple(found)
+    two = json.dumps({"4": [one, {**one, "recipe": '{"seed": 12}'}]})
+    for kind in host.nodes:
+        with pytest.raises(ValueError, match="there are 2 winners in this text; .*node 4, run 2: .*12"):
+            kind.execute(recipe=two)
+
+
 def test_noise_of_any_recipe_is_noise_or_a_value_error(host):
     """On a latent of four numbers; a batch of thousands is what it says."""
     latent = {"samples": host.torch.zeros(1, 1, 2, 2)}

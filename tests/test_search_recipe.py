@@ -17,6 +17,7 @@ from noise_search.search.recipe import (
     derive,
     draw,
     from_json,
+    from_text,
     is_rounded,
     noises,
     one_draw,
@@ -587,3 +588,91 @@ def test_numbers_that_a_browser_wrote_are_told():
     rounded = [2**63, 9223372036854776000, 2**53, 2**64 - 2048]  # as others write a double, and as a browser does
     assert all(map(is_rounded, rounded))
     assert not any(map(is_rounded, [2**63 + 1, 2**53 - 1, 7, "9223372036854776000", True, None, 1e300, 10**400]))
+
+
+# What people paste
+
+
+def entry(recipe):
+    """One winner in a picture's metadata, as the search nodes write it."""
+    return {"recipe": to_json(recipe), "seed": recipe[0].seed, "score": [0.5], "prompt": 'a "cat"', "sha256": ["ab"]}
+
+
+PASTED = {
+    "recipe": lambda recipe: to_json(recipe),
+    "recipe as an object": lambda recipe: json.dumps({"recipe": json.loads(to_json(recipe))}),
+    "entry": lambda recipe: json.dumps(entry(recipe)),
+    "entries of a node": lambda recipe: json.dumps([entry(recipe)]),
+    "chunk": lambda recipe: json.dumps({"5:3": [entry(recipe)]}),
+    "chunk of two nodes with one winner": lambda recipe: json.dumps({"4": [entry(recipe)], "7": [entry(recipe)] * 2}),
+    "all metadata": lambda recipe: json.dumps({"prompt": {"3": {}}, "noise_search": {"12": [entry(recipe)]}}),
+    "chunk as a text in all metadata": lambda recipe: json.dumps({"noise_search": json.dumps({"1": [entry(recipe)]})}),
+    "chunk after its name": lambda recipe: "noise_search: " + json.dumps({"12": [entry(recipe)]}),
+    "a line of all metadata": lambda recipe: '"noise_search": ' + json.dumps({"12": [entry(recipe)]}, indent=1) + ",",
+    "a line of the chunk": lambda recipe: '  "12": ' + json.dumps([entry(recipe)]),
+    "a line of the entry": lambda recipe: '"recipe": ' + json.dumps(to_json(recipe)) + ",\n",
+    "escaped with its quotes": lambda recipe: json.dumps(to_json(recipe)),
+    "escaped without its quotes": lambda recipe: json.dumps(to_json(recipe))[1:-1],
+    "escaped twice": lambda recipe: json.dumps(json.dumps(to_json(recipe))),
+    "chunk escaped": lambda recipe: json.dumps(json.dumps({"12": [entry(recipe)]})),
+    "in single quotes": lambda recipe: f"'{to_json(recipe)}'",
+    "in code quotes": lambda recipe: f"```\n{to_json(recipe)}\n```",
+    "with space around it": lambda recipe: f"\ufeff\n\t \xa0{to_json(recipe)} \r\n\u200b",
+}
+
+
+@pytest.mark.parametrize("paste", PASTED.values(), ids=PASTED)
+@settings(max_examples=30)
+@given(items=st.lists(recipes(), min_size=1, max_size=3))
+def test_what_stands_in_the_metadata_is_read(paste, items):
+    assert from_text(paste(items)) == items
+
+
+def test_of_several_winners_the_choices_are_named():
+    chunk = {"4": [entry([Recipe(11)]), entry([Recipe(12)])], "9": [entry([Recipe(13), Recipe(14)])]}
+    with pytest.raises(RecipeError) as caught:
+        from_text(json.dumps(chunk))
+    said = str(caught.value)
+    assert said.startswith("there are 3 winners in this text; paste the recipe of one of them. node 4, run 1: ")
+    for part in ("node 4, run 2: ", "node 9: ", '"seed": 11', '"seed": 12', '"seed": 13'):
+        assert part in said
+    many = {str(node): [entry([Recipe(node)])] for node in range(100)}
+    with pytest.raises(RecipeError, match="; and 96 more$") as caught:
+        from_text(json.dumps(many))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "could not read ''"),
+        ("  hello ", "could not read '  hello '"),
+        ('"hello"', "could not read 'hello'"),
+        ('{"12": []}', "unknown recipe entries ['12']"),
+        ('{"12": [{"recipe": "x"}]}', "could not read 'x'"),
+        ('{"12": [{"recipe": null}]}', "not nothing"),
+        ('{"noise_search": 3}', "not 3"),
+        ('{"recipe": {"seed": -1}}', "not -1"),
+        ('[{"recipe": "{\\"seed\\": 1}"}, {"seed": 2}]', "unknown recipe entries ['recipe']"),
+        ('{"recipe": ' * 50 + "1" + "}" * 50, "unknown recipe entries ['recipe']"),
+        ("[" * 100_000, "could not read '[[["),
+    ],
+)
+def test_what_holds_no_recipe_is_refused_with_what_it_is(text, said):
+    with pytest.raises(RecipeError) as caught:
+        from_text(text)
+    assert said in str(caught.value) and len(str(caught.value)) < 500
+
+
+PARTS = st.dictionaries(st.sampled_from(["recipe", "noise_search", "12", "seed"]), JSON | recipes().map(Recipe.to_dict))
+
+
+@given(JSON | PARTS | st.lists(PARTS) | st.dictionaries(st.text(), st.lists(PARTS)))
+def test_any_metadata_is_read_or_refused(data):
+    try:
+        items = from_text(json.dumps(data))
+    except RecipeError as error:
+        assert len(str(error)) < 500
+    else:
+        assert from_text(to_json(items)) == items
+        assert recipe_module.cost(items) <= recipe_module.MOST_ROWS

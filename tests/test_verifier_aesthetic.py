@@ -320,6 +320,26 @@ class TestInComfyUI:
         with pytest.raises(ValueError, match="image 1 of 2 contains NaN or infinite"):
             hosted.score(pictures, "")
 
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+    def test_what_is_no_regular_file_is_in_no_list(self, models, monkeypatch):
+        """Named pipes where weights and configurations are looked for, and links to them: opening one never ends."""
+        import folder_paths
+        from noise_search.host import folders
+
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, "LLM", ([str(models / "LLM")], set()))
+        monkeypatch.setitem(
+            folder_paths.folder_names_and_paths, "image_reward", ([str(models / "image_reward")], set())
+        )
+        for place in ("aesthetic", "verifiers", "clip_vision", "image_reward", "LLM/model", "verifiers/clip"):
+            (models / place).mkdir(parents=True, exist_ok=True)
+            for name in ("a.safetensors", "b.pt", "config.json", "open_clip_config.json"):
+                os.mkfifo(models / place / name)
+            (models / place / "c.safetensors").symlink_to(models / place / "a.safetensors")
+        (models / "LLM" / "model" / "preprocessor_config.json").write_text("{}")
+        lists = (folders.clip_choices, folders.head_choices, folders.reward_choices, folders.vlm_choices)
+        assert [choices() for choices in lists] == [[folders.NONE_FOUND]] * 4
+        assert folders.clip_vision_files() == []
+
     def test_small_weight_files_of_both_folders_are_listed(self, models, monkeypatch):
         from noise_search.host import folders
 

@@ -4,16 +4,23 @@ import io
 import json
 import os
 import pickle
+import socket
+import struct
 import zipfile
+from contextlib import contextmanager
 
 import pytest
+import safetensors
 import tiny_clips
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise_search.verifiers.base import VerifierError, require
 from noise_search.verifiers.clip import CLIPScore
-from noise_search.verifiers.weights import read_weights
+from noise_search.verifiers.clip_files import _read_json
+from noise_search.verifiers.imagereward import _read_vocabulary
+from noise_search.verifiers.transformers_vlm import FolderVLM, model_files
+from noise_search.verifiers.weights import content_hash, read_tensors, read_weights, tensor_names
 
 
 class Bomb:
@@ -154,6 +161,170 @@ def test_any_bytes_are_refused_with_a_sentence(tmp_path_factory, content, suffix
     path.write_bytes(head + content)
     with pytest.raises(VerifierError, match="fuzzed"):
         read_weights(path)
+
+
+def safetensors_bytes(header, data=b"0000", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(shape, start=0, end=4, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+ABSURD = {
+    "a size of 2^63": safetensors_bytes({"a": tensor([2**63])}),
+    "a size above 2^64": safetensors_bytes({"a": tensor([2**70])}),
+    "sizes whose product overflows": safetensors_bytes({"a": tensor([2**62, 2**62])}),
+    "nothing times 2^63": safetensors_bytes({"a": tensor([0, 2**63], end=0), "b": tensor([1])}),
+    "nothing times 2^62": safetensors_bytes({"a": tensor([0, 2**62], end=0), "b": tensor([1])}),
+    "thousands of axes": safetensors_bytes({"a": tensor([1] * 5000)}),
+    "a hundred axes": safetensors_bytes({"a": tensor([1] * 100)}),
+    "a negative size": safetensors_bytes({"a": tensor([-1])}),
+    "half a size": safetensors_bytes({"a": tensor([1.5])}),
+    "overlapping offsets": safetensors_bytes({"a": tensor([1]), "b": tensor([1])}),
+    "offsets beyond the end": safetensors_bytes({"a": tensor([2], end=8)}),
+    "offsets backwards": safetensors_bytes({"a": tensor([1], 4, 0)}),
+    "a hole": safetensors_bytes({"a": tensor([1], 4, 8)}, b"00000000"),
+    "a header of 2^63 bytes": safetensors_bytes({"a": tensor([1])}, length=2**63),
+    "a header of 2^40 bytes": safetensors_bytes({"a": tensor([1])}, length=2**40),
+    "an unknown type": safetensors_bytes({"a": tensor([1], dtype="F99")}),
+    "a type that torch lacks": safetensors_bytes({"a": tensor([16], end=12, dtype="F6_E2M3")}, b"0" * 12),
+    "brackets in thousands": safetensors_bytes(b'{"a":' * 10_000),
+}
+
+
+@pytest.mark.parametrize("content", ABSURD.values(), ids=ABSURD)
+def test_absurd_headers_are_refused(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(VerifierError) as raised:
+        read_weights(path)
+    said = str(raised.value)
+    assert str(path) in said and "download it again" in said and len(said) < 600 + len(str(path))
+    assert "\n" not in said
+    tensor_names(path)  # what lists of files ask
+    assert read_tensors(path, "a") == {}
+
+
+def saved(value, changed=(), **options):
+    """torch.save, and then some bytes of the pickle inside replaced."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    if not changed:
+        return buffer.getvalue()
+    if options:
+        return buffer.getvalue().replace(*changed)
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(out := io.BytesIO(), "w") as archive:
+        for entry in source.infolist():
+            content = source.read(entry)
+            archive.writestr(entry.filename, content.replace(*changed) if entry.filename.endswith(".pkl") else content)
+    return out.getvalue()
+
+
+def packed(value):
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved(value))) as source,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for entry in source.infolist():
+            archive.writestr(entry.filename, source.read(entry))
+    return out.getvalue()
+
+
+OLD = {"_use_new_zipfile_serialization": False}
+SIZE, HUGE = b"K\x4d", b"\x8a\x08" + b"\xff" * 7 + b"\x3f"  # 77 and about 2^62, as a pickle writes them
+ABSURD_TORCH = {
+    "one value for a terabyte": lambda: saved({"a": torch.zeros(1).expand(2**40)}),
+    "nothing times 2^62": lambda: saved({"a": torch.zeros(0, 2**62)}),
+    "thousands of axes": lambda: saved({"a": torch.zeros([1] * 5000)}),
+    "a size of 2^62": lambda: saved({"a": torch.zeros(77)}, (SIZE + b"\x85", HUGE + b"\x85")),
+    "a negative size": lambda: saved({"a": torch.zeros(77)}, (SIZE + b"\x85", b"J\xff\xff\xff\xff\x85")),
+    "2^62 values in the old format": lambda: saved({"a": torch.zeros(77)}, (SIZE, HUGE), **OLD),
+    "no values": lambda: saved({"a": torch.empty(3, device="meta")}),
+    "sparse": lambda: saved({"a": torch.eye(3).to_sparse()}),
+    "quantised": lambda: saved({"a": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}),
+    "nested": lambda: saved({"a": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])}),
+    "packed zeros": lambda: packed({"a": torch.zeros(2**20)}),
+}
+
+
+@pytest.mark.parametrize("content", ABSURD_TORCH.values(), ids=ABSURD_TORCH)
+@pytest.mark.filterwarnings("ignore")  # torch's, about its own nested tensors
+def test_absurd_torch_files_are_refused(tmp_path, content):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content())
+    with pytest.raises(VerifierError) as raised:
+        read_weights(path)
+    said = str(raised.value)
+    assert str(path) in said and "download it again" in said and len(said) < 600 + len(str(path))
+
+
+def test_views_of_one_storage_are_weights(tmp_path):
+    """Transposed, tied, and parts of a larger tensor, as real files have them."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    torch.save({"a": whole, "b": whole.T, "c": whole[1:], "d": torch.tensor(2.0)}, tmp_path / "model.pt")
+    found = read_weights(tmp_path / "model.pt")
+    assert torch.equal(found["b"], whole.T) and torch.equal(found["c"], whole[1:]) and found["d"] == 2
+
+
+@contextmanager
+def special(path, kind):
+    """Something at `path` that is no regular file, with nobody at its other end."""
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the name of a socket may have 100 characters only
+            try:
+                listener.bind(path.name)
+            finally:
+                os.chdir(here)
+            yield
+            return
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    yield
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device", "a folder"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, kind, linked, monkeypatch):
+    """To open a pipe waits for ever; a device never ends."""
+    path = tmp_path / "model.safetensors"
+    target = tmp_path / "elsewhere" if linked else path
+    with special(target, kind):
+        if linked:
+            path.symlink_to(target)
+        monkeypatch.setattr("builtins.open", lambda *args, **options: pytest.fail("opened"))
+        monkeypatch.setattr(safetensors, "safe_open", lambda *args, **options: pytest.fail("opened"))
+        for read in (read_weights, lambda path: content_hash([path], {}), _read_json, _read_vocabulary):
+            with pytest.raises(VerifierError, match=f"cannot read .*model.safetensors: it is {kind}, not a file"):
+                read(path)
+        assert tensor_names(path) == frozenset()
+        assert read_tensors(path, "a") == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_a_pipe_in_a_folder_of_a_vision_language_model_is_not_opened(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({"a": tensor([1])}))
+    os.mkfifo(tmp_path / "generation_config.json")
+    assert [file.name for file in model_files(tmp_path)] == ["model.safetensors"]
+    with pytest.raises(VerifierError, match=r"generation_config.json: it is a named pipe"):
+        FolderVLM.load(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("read", [_read_json, _read_vocabulary])
+def test_brackets_in_thousands_are_refused(tmp_path, read):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(VerifierError, match="cannot read .*tokenizer.json"):
+        read(path)
 
 
 def test_a_safetensors_file_without_weights(tmp_path):

@@ -472,6 +472,28 @@ def test_no_more_calls_than_allowed_with_repeated_ones(serve):
     assert len(server.requests) <= 5
 
 
+def test_a_limit_reached_by_failures_says_why_they_failed(serve):
+    server = serve(lambda request: Reply({"error": {"message": "the model is still loading"}}, 503))
+    with pytest.raises(VerifierError) as caught:
+        grade(server, 1, max_calls=3, tries=5)
+    said = (
+        "this search (3 of them failed, at last: 503 the model is still loading), which is its limit: raise max_calls"
+    )
+    assert said in str(caught.value)
+    assert len(server.requests) == 3
+
+
+def test_failures_of_another_search_are_not_told(serve):
+    server = serve(lambda request: grade_brightness(request) if request.number else Reply("still loading", 503))
+    search = ["first"]
+    grader = VLMGrader(endpoint(server, max_calls=2, search=lambda: search[0]))
+    grader.score(shades(1), ["a cat"])
+    search[0] = "second"
+    grader.score(shades(2), ["a cat"] * 2)
+    with pytest.raises(VerifierError, match="2 calls to .* in this search, which is its limit"):
+        grader.score(shades(1), ["a cat"])
+
+
 def test_a_new_search_has_all_its_calls(serve):
     server, search = serve(), ["first"]
     grader = VLMGrader(endpoint(server, max_calls=2, search=lambda: search[0]))

@@ -17,7 +17,7 @@ import torch
 from .base import VerifierError, require
 from .network import Network
 from .preprocess import Preprocess
-from .weights import WEIGHT_SUFFIXES, difference, listed, read_weights
+from .weights import WEIGHT_SUFFIXES, check_regular, difference, listed, read_weights
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS_CONFIG = "config.json"
@@ -688,9 +688,10 @@ def _timm_name(vision_cfg: Mapping[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    check_regular(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise VerifierError(f"cannot read {path}: {error}; take the file from the model's own repository") from error
     if not isinstance(data, dict):
         raise VerifierError(f"{path} is not a JSON object; take the file from the model's own repository")

@@ -15,7 +15,7 @@ from .aesthetic import Head, read_head
 from .base import VerifierError, require
 from .network import Network, NetworkVerifier
 from .preprocess import Preprocess
-from .weights import difference, listed, read_weights
+from .weights import check_regular, difference, listed, read_weights
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output on the authors' data
 TOKENS = 35  # of a prompt, start and end marks included
@@ -247,12 +247,13 @@ def _is_text(character: str) -> bool:
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     """Token -> id, of a vocab.txt (one token a line) or a tokenizer.json."""
+    check_regular(path)
     try:
         content = path.read_text(encoding="utf-8")
         if path.suffix == ".txt":
             return {token: index for index, token in enumerate(content.removesuffix("\n").split("\n"))}
         return {str(token): int(index) for token, index in json.loads(content)["model"]["vocab"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise VerifierError(
             f"cannot read {path} as a vocabulary ({type(error).__name__}: {error}); download it again"
         ) from error

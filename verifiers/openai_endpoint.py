@@ -100,6 +100,7 @@ class Endpoint:
         self.name = self.model
         self._search: object = None  # that the calls are counted of
         self._unknown: set[str] = set()  # parameters that the server does not take
+        self._failed, self._trouble = 0, ""  # calls of this search, and what the last of them said
         self._key()
 
     def identity(self) -> str:
@@ -132,7 +133,7 @@ class Endpoint:
         """The first choice of the answer to each question, in order."""
         search = self.search()
         if search != self._search:
-            self._search, self.calls = search, 0
+            self._search, self.calls, self._failed, self._trouble = search, 0, 0, ""
         urls = {id(ask.image): "" for ask in asks}  # several questions about one image need one picture
         requests = []
         for ask in asks:
@@ -160,12 +161,14 @@ class Endpoint:
                     sent = self._known(request)
                     return await send(sent)
             except _Refused as error:
+                self._failed, self._trouble = self._failed + 1, str(error)
                 self._learn(sent, str(error))
                 if self._known(request) == sent:
                     raise VerifierError(f"{self.url} refused the request: {error}") from None
                 continue
             except _Temporary as error:
                 reason, failed = str(error), failed + 1
+                self._failed, self._trouble = self._failed + 1, reason
                 if error.wait > LONGEST_WAIT:
                     raise VerifierError(f"{self.url} asks to wait {error.wait:.0f} seconds: {reason}") from None
                 wait = max(error.wait, 2.0**failed * random.uniform(0.5, 1.0))
@@ -177,9 +180,10 @@ class Endpoint:
     async def _send(self, aiohttp: Any, session: Any, request: dict[str, Any]) -> dict[str, Any]:
         """One HTTP request. Redirects are not followed: they could carry the key to another host."""
         if self.calls >= self.max_calls:
+            failed = f" ({self._failed} of them failed, at last: {self._trouble})" if self._failed else ""
             raise VerifierError(
-                f"VLM Endpoint has made {self.calls} calls to {self.url} in this search, which is its limit: raise "
-                "max_calls, or search with fewer candidates, frames or samples"
+                f"VLM Endpoint has made {self.calls} calls to {self.url} in this search{failed}, which is its limit: "
+                "raise max_calls, or search with fewer candidates, frames or samples"
             )
         self.calls += 1
         key = self._key()

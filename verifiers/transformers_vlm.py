@@ -12,7 +12,7 @@ import torch
 
 from .base import VerifierError, require
 from .vlm import Ask, first_words, picture, says
-from .weights import content_hash, file_stamp
+from .weights import check_regular, content_hash, file_stamp
 
 CONFIG = "config.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
@@ -135,11 +135,14 @@ class FolderVLM:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that determine what a model answers: weights, settings, tokenizer, chat template."""
-    return sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *SETTINGS))
+    return sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *SETTINGS) and file.is_file())
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     transformers = require("transformers", "transformers", f"loading {folder.name}")
+    for file in folder.iterdir():
+        if file.exists() and not file.is_dir():
+            check_regular(file)  # transformers opens what it finds
     if not any(file.suffix == ".safetensors" for file in folder.iterdir()):
         raise VerifierError(f"{folder} has no .safetensors weights; pickles (.bin, .pt) are not loaded. {FILES}")
     local = {"local_files_only": True, "trust_remote_code": False}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
+import stat
 import zipfile
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -17,6 +19,8 @@ import torch
 from .base import VerifierError
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+MOST_AXES = 16  # of a tensor; the weights of networks have 5 at most
+LARGEST = 2**48  # product of a tensor's sizes, where one of 0 counts as 1
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -39,6 +43,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         state = state["state_dict"]
     items = state.items() if isinstance(state, Mapping) else ()
     tensors = {str(key): value for key, value in items if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        if problem := _implausible(value):
+            raise VerifierError(f"cannot read {path}: its tensor {name[:80]!r} {problem}; {_AGAIN}")
     if not tensors:
         raise VerifierError(f"{path} holds no weights (found: {_short(state)}); choose the model's weight file")
     if all(key.startswith("module.") for key in tensors):
@@ -51,6 +58,7 @@ def content_hash(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
     digests = []
     for path in files:
         digest = hashlib.sha256()
+        check_regular(path)
         with open(path, "rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
@@ -72,17 +80,19 @@ def read_tensors(path: Path, prefix: str, others: Iterable[str] = ()) -> dict[st
 
     Empty if the file has none with the prefix, or is no safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     others = set(others)
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if not any(name.startswith(prefix) for name in names):
                 return {}
-            return {name: file.get_tensor(name) for name in names if name.startswith(prefix) or name in others}
-    except (SafetensorError, OSError):
+            found = {name: file.get_tensor(name) for name in names if name.startswith(prefix) or name in others}
+    except Exception:  # what a header can say makes torch raise nearly anything
         return {}
+    return {} if any(map(_implausible, found.values())) else found
 
 
 def tensor_names(path: Path) -> frozenset[str]:
@@ -91,10 +101,10 @@ def tensor_names(path: Path) -> frozenset[str]:
     Remembered until size or time of the file change: lists of files are made again and again.
     """
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return frozenset()
-    return _tensor_names(path, stat.st_size, stat.st_mtime_ns)
+    return _tensor_names(path, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else frozenset()
 
 
 @lru_cache(maxsize=4096)
@@ -108,12 +118,33 @@ def _tensor_names(path: Path, size: int, changed: int) -> frozenset[str]:
         return frozenset()
 
 
+def check_regular(path: Path) -> None:
+    """Raises VerifierError for what is no file with content, or a link to one: to open a named pipe waits for ever, and
+    a device never ends. Nothing is opened to see it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise VerifierError(f"cannot read {path}: {error.strerror or error}; check the name and the folder") from error
+    if not stat.S_ISREG(mode):
+        kind = next((word for test, word in _KINDS if test(mode)), "something else")
+        raise VerifierError(f"cannot read {path}: it is {kind}, not a file; put the file itself there")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
 def file_stamp(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     """(path, size, modification time) of each file: cheap to compare, changes when a file is replaced."""
     stamps = []
     for path in sorted(files):
-        stat = path.stat()
-        stamps.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+        found = path.stat()
+        stamps.append((str(path.resolve()), found.st_size, found.st_mtime_ns))
     return tuple(stamps)
 
 
@@ -162,6 +193,7 @@ _REMEDIES = {
 
 def _kind(path: Path) -> str:
     """What the first bytes say the file is."""
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -187,18 +219,21 @@ def _kind(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise VerifierError(f"cannot read {path} ({path.stat().st_size:,} bytes): {error}; {_AGAIN}") from error
+    except Exception as error:  # what a header can say makes torch raise nearly anything
+        raise _unreadable(path, error) from error
 
 
 def _read_torch(path: Path) -> Any:
     try:
+        if zipfile.is_zipfile(path):
+            _check_unpacked(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except VerifierError:
+        raise
     except pickle.UnpicklingError as error:
         # not torch's own text, which advises to load it all the same
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -207,7 +242,38 @@ def _read_torch(path: Path) -> Any:
             f"{path} is refused: it is a Python pickle that holds more than weights{more}; {_SAFE}"
         ) from None
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise VerifierError(f"cannot read {path} ({path.stat().st_size:,} bytes): {error}; {_AGAIN}") from error
+        raise _unreadable(path, error) from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises VerifierError where a small archive would become gigabytes: torch.save stores its parts as they are."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise VerifierError(
+            f"cannot read {path} ({path.stat().st_size:,} bytes): it is packed and claims to hold {unpacked:,} bytes, "
+            f"which PyTorch's own files are not; {_AGAIN}"
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> VerifierError:
+    lines = str(error).splitlines() or [type(error).__name__]  # torch adds where in its own code it happened
+    said = lines[0] if len(lines[0]) <= 200 else lines[0][:197] + "..."
+    return VerifierError(f"cannot read {path} ({path.stat().st_size:,} bytes): {said}; {_AGAIN}")
+
+
+def _implausible(value: torch.Tensor) -> str:
+    """What is wrong with a tensor that no network's weights can be, "" for nothing. What is made of a file's few bytes
+    could else take all memory once it is converted."""
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
+        return "has no plain values (it is sparse, quantised or empty)"
+    if value.ndim > MOST_AXES:
+        return f"has {value.ndim} axes"
+    if math.prod(max(size, 1) for size in value.shape) > LARGEST:
+        return f"claims the sizes {tuple(value.shape)}"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"claims the sizes {tuple(value.shape)}, of which the file does not hold the values"
+    return ""
 
 
 def _short(value: Any) -> str:
