@@ -10,9 +10,10 @@ import comfy.model_management
 import comfy.sample
 import torch
 
-from ..search.recipe import Recipe, Rotate, draw, noises, one_draw
+from ..search.recipe import Kept, Recipe, Rotate, draw, noises, one_draw
 
 MOST_DRAWN = 2**26  # numbers of one draw that is held whole where the latent is smaller: 256 MB
+KEPT = Kept(2**27)  # bytes: 128 noises of FLUX's usual size
 
 
 def check_cancel() -> None:
@@ -49,7 +50,7 @@ def _generate(recipes: Sequence[Recipe], latent: Mapping[str, Any]) -> Any:
         noise = comfy.sample.prepare_noise(samples.new_empty(1).expand(shape), seed, batch_index)
         return noise if list(rows) == list(range(shape[0])) else noise[list(rows)]
 
-    return noises(recipes, tuple(samples.shape), samples.dtype, source, check_cancel)
+    return noises(recipes, tuple(samples.shape), samples.dtype, source, check_cancel, KEPT)
 
 
 def _draw_rows(

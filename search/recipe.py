@@ -8,6 +8,7 @@ import heapq
 import json
 import math
 import reprlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -241,12 +242,14 @@ def noises(
     dtype: torch.dtype = torch.float32,
     source: Draw | None = None,
     check: Check = lambda: None,
+    kept: Kept | None = None,
 ) -> torch.Tensor:
     """The noises of several recipes on the CPU, one after the other in one tensor.
 
     Only the rows that the recipes pick are kept and turned, and what several of them share is drawn once: a batch
     takes as long as its items, and memory for them alone. shape: as in `Recipe.noise`. source: draws the rows of a
-    seed's noise (default `draw`). check: called again and again; what it raises (Cancel) ends the work.
+    seed's noise (default `draw`). check: called again and again; what it raises (Cancel) ends the work. kept: noises of
+    earlier calls with this source, so that one that goes on from them by a move costs that move alone.
     """
     batches = [recipe.drawn_in(shape[0]) for recipe in recipes]
     rows = [list(range(b)) if r.row is None else [r.row] for r, b in zip(recipes, batches, strict=True)]
@@ -257,7 +260,15 @@ def noises(
         found = (source or partial(draw, check=check))((batch, *shape[1:]), seed, index, wanted)
         for member, part in zip(members, found.split([len(rows[member]) for member in members]), strict=True):
             parts[member] = part
-    for (seed, batch), turns in _turns(recipes, batches):
+    kept, begun = kept or Kept(0), [0] * len(recipes)
+    keys = [Kept.key(r, b, shape, part.dtype) for r, b, part in zip(recipes, batches, parts, strict=True)]
+    for member, recipe in enumerate(recipes):
+        for done in range(len(recipe.moves), max(len(recipe.moves) - 2, 0), -1):
+            known = kept.find(keys[member](done))
+            if known is not None:
+                parts[member], begun[member] = known, done
+                break
+    for (seed, batch), turns in _turns(recipes, batches, begun):
         check()
         wanted = [row for member, _ in turns for row in rows[member]]
         found = directions((batch, *shape[1:]), seed, wanted, check)
@@ -265,7 +276,38 @@ def noises(
         for (member, move), share in zip(turns, shares, strict=True):
             check()
             parts[member] = move.turn(parts[member], share)
-    return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
+    for member, recipe in enumerate(recipes):
+        if recipe.moves:
+            kept.keep(keys[member](len(recipe.moves)), parts[member])
+    # a copy where it may be kept: whoever samples from it may write into it
+    return (torch.cat(parts) if len(parts) > 1 or recipes[0].moves else parts[0]).to(dtype)
+
+
+class Kept:
+    """The turned noises that were made last, up to a number of bytes. A search by moves makes each from another."""
+
+    def __init__(self, most: int):
+        self.most, self.bytes = most, 0
+        self.noises: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+
+    @staticmethod
+    def key(recipe: Recipe, batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[int], tuple]:
+        """What a noise of the recipe's first so many moves is kept under."""
+        made = recipe.seed, recipe.row, batch, recipe.batch_index, shape[1:], dtype
+        return lambda done: (*made, recipe.moves[:done])
+
+    def find(self, key: tuple) -> torch.Tensor | None:
+        if key in self.noises:
+            self.noises.move_to_end(key)
+        return self.noises.get(key)
+
+    def keep(self, key: tuple, noise: torch.Tensor) -> None:
+        if self.find(key) is not None or noise.nbytes > self.most:
+            return
+        self.noises[key] = noise.clone()  # not a view of the batch that it came from
+        self.bytes += noise.nbytes
+        while self.bytes > self.most:
+            self.bytes -= self.noises.popitem(last=False)[1].nbytes
 
 
 def _draws(recipes: Sequence[Recipe], batches: Sequence[int]) -> dict[tuple, list[int]]:
@@ -279,12 +321,12 @@ def _draws(recipes: Sequence[Recipe], batches: Sequence[int]) -> dict[tuple, lis
 
 
 def _turns(
-    recipes: Sequence[Recipe], batches: Sequence[int]
+    recipes: Sequence[Recipe], batches: Sequence[int], begun: Sequence[int] | None = None
 ) -> Iterator[tuple[tuple[int, int], list[tuple[int, Rotate]]]]:
     """The moves of all recipes, each recipe's in its own order, as steps of one (seed, batch): [(recipe, move)].
 
     The smallest seed of those that are next comes first, so that items of one search, whose seeds count up, share a
-    step wherever they share a seed.
+    step wherever they share a seed. begun: how many moves of each are done already.
     """
     next_of: dict[tuple[int, int], list[tuple[int, int]]] = {}
     waiting: list[tuple[int, int]] = []
@@ -298,7 +340,7 @@ def _turns(
             next_of[key].append((member, position))
 
     for member in range(len(recipes)):
-        queue(member, 0)
+        queue(member, begun[member] if begun else 0)
     while waiting:
         key = heapq.heappop(waiting)
         ready = next_of.pop(key)

@@ -361,6 +361,47 @@ def test_a_batch_draws_as_many_numbers_as_its_items():
     assert work(apart, (16, 16, 16, 16)).drawn <= 16 * alone
 
 
+def chain(batch, moves):
+    """What a search by moves asks for, candidate by candidate: every item goes its own way."""
+    pivots = list(Recipe(0).for_items(batch))
+    for seed in range(1, moves + 1):
+        yield (candidate := [pivot.then(Rotate(seed, 18.0)) for pivot in pivots])
+        pivots = [
+            new if (seed + row) % 3 else old for row, (new, old) in enumerate(zip(candidate, pivots, strict=True))
+        ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("most", [0, 2000, 2**20])
+def test_what_was_kept_changes_no_noise(most, batch, dtype):
+    kept, shape = recipe_module.Kept(most), (batch, 4, 3, 5)
+    source = lambda *what: draw(*what).to(dtype)  # noqa: E731
+    for candidate in chain(batch, 12):
+        found = noises(candidate, shape, dtype, source, kept=kept)
+        assert torch.equal(found, noises(candidate, shape, dtype, source))
+        found.zero_()  # a sampler may write into its noise
+        assert kept.bytes == sum(noise.untyped_storage().nbytes() for noise in kept.noises.values()) <= most
+
+
+def test_what_is_kept_of_other_latents_is_not_taken_for_this_one():
+    kept, recipe = recipe_module.Kept(2**20), Recipe(1, (Rotate(2, 9.0),))
+    for other in ((1, 4, 5, 3), (1, 4, 15), (2, 4, 3, 5), (1, 4, 3, 5)):
+        assert torch.equal(noises([recipe], other, kept=kept), as_defined(recipe, other))
+    same = [replace(recipe, batch=2, row=row, batch_index=index) for row in (0, 1) for index in (None, (1, 2), (2, 1))]
+    for each in same:
+        assert torch.equal(noises([each], (1, 4, 3, 5), kept=kept), as_defined(each, (1, 4, 3, 5)))
+
+
+def test_a_candidate_one_move_on_costs_one_move():
+    """However many moves and ways lie behind the items."""
+    kept, shape = recipe_module.Kept(2**24), (16, 4, 8, 8)
+    for candidate in chain(16, 30):
+        with Work() as counted:
+            noises(candidate, shape, kept=kept)
+        assert counted.drawn <= 3 * 16 * 4 * 8 * 8
+
+
 def test_one_row_of_the_largest_batch_takes_little_memory():
     item = 4 * 64 * 64
     [recipe] = from_json('{"seed":1,"batch":4096,"row":4095,"moves":[{"move":"rotate","seed":2,"angle":9}]}')
