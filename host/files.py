@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import PurePath
 from typing import Any
 
@@ -22,6 +22,7 @@ WHOLE = 64 * 2**20  # bytes: a larger file is read in samples
 BLOCKS, BLOCK = 64, 256 * 2**10  # of which there are so many, of so many bytes, from the first to the last
 MOST_FILES, DEEPEST = 1000, 4  # of a folder, and how far down
 FOLDER_BYTES = 512 * 2**20  # read of all files of a folder together, at most
+ENDING = re.compile(r"\.\w{1,16}$")
 EMBEDDING = re.compile(r"embedding:((?:\\[()]|[^\s()\[\]<>])+)")
 LORA = re.compile(r"<lora:([^:>]+)")  # in the prompts of some packs
 # At a full path only these are looked into: a workflow may come from anybody.
@@ -30,6 +31,7 @@ FULL_PATH = re.compile(
     r"|pth|bin|gguf|onnx|pkl|npy|npz)$",
     re.IGNORECASE,
 )
+Choices = Callable[[], frozenset[str]]
 
 
 def upstream(prompt: Mapping[str, Any], node_id: str) -> Iterator[Mapping[str, Any]]:
@@ -61,10 +63,13 @@ def contents(prompt: Mapping[str, Any] | None, node_id: str | None) -> dict[str,
     """Name in the graph, with forward slashes -> a hash of the content, of all files that a node and those before it
     name. Neither place nor date of a file is in it. What cannot be read is left out, as what is not there."""
     found: dict[str, str] = {}
+    inputs_of = cache(_inputs_of)
     for node in upstream(prompt or {}, str(node_id)):
+        class_type = str(node.get("class_type"))
         for name, value in node.get("inputs", {}).items():
+            choices = partial(_choices, inputs_of, class_type, str(name))
             for text in _texts(value):
-                for file, paths in _named(str(node.get("class_type")), str(name), text):
+                for file, paths in _named(text, choices):
                     with suppress(OSError, ValueError):
                         found[file.replace("\\", "/")] = _content(sorted(set(paths)), file)
     return found
@@ -82,8 +87,8 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _named(class_type: str, name: str, text: str) -> Iterator[tuple[str, list[str]]]:
-    """(what the text says, the files or folders of that name)."""
+def _named(text: str, choices: Choices) -> Iterator[tuple[str, list[str]]]:
+    """(what the text says, the files or folders of that name). choices: what the node lists for this input."""
     for said in EMBEDDING.findall(text):
         said = re.sub(r"\\([()])", r"\1", said)
         for word in dict.fromkeys((said, said.strip(","), re.sub(r":[-+.\d]*,*$", "", said))):  # as ComfyUI tries them
@@ -95,26 +100,25 @@ def _named(class_type: str, name: str, text: str) -> Iterator[tuple[str, list[st
             yield f"lora:{said}", paths
     if 0 < len(text.strip()) <= LONGEST_NAME and "\n" not in text and "\0" not in text:
         with suppress(OSError, ValueError):
-            if paths := _paths(class_type, name, text):
+            if paths := _paths(text, choices):
                 yield text, paths
 
 
-def _paths(class_type: str, name: str, text: str) -> list[str]:
-    models = model_files(text)
-    if len(models) > 1:  # the one that the node lists, where it can be told
-        choices = _choices(class_type, name)
-        listed = [folder for folder in models if choices and choices >= set(folder_paths.get_filename_list(folder))]
+def _paths(text: str, choices: Choices) -> list[str]:
+    models = model_files(text) if ENDING.search(text) else {}
+    if len(models) > 1 and (all_of_them := choices()):  # the one that the node lists, where it can be told
+        listed = [folder for folder in models if all_of_them >= set(folder_paths.get_filename_list(folder))]
         models = {folder: models[folder] for folder in listed or models}
     paths = list(models.values())
     given = _input_path(text)
-    if given is not None and (os.path.isfile(given) and PurePath(text).suffix or text in _choices(class_type, name)):
+    if given is not None and (os.path.isfile(given) and PurePath(text).suffix or text in choices()):
         paths.append(given)
     if not paths and os.path.isabs(text) and (os.path.isdir(text) or _is_known(text) and os.path.isfile(text)):
         return [text]
-    return paths or _chosen(class_type, name, text)
+    return paths or (_chosen(text) if text in choices() else [])
 
 
-def _chosen(class_type: str, name: str, text: str) -> list[str]:
+def _chosen(text: str) -> list[str]:
     """What a choice of a list stands for where no file has just this name: a folder, a file in a named folder, or the
     two files of a small autoencoder."""
     known = [folder for folder in list(folder_paths.folder_names_and_paths) if folder != "custom_nodes"]
@@ -127,27 +131,31 @@ def _chosen(class_type: str, name: str, text: str) -> list[str]:
         halves = (f"{text}_encoder.", f"{text}_decoder.")
         small = [file for file in folder_paths.get_filename_list("vae_approx") if file.startswith(halves)]
         paths = [folder_paths.get_full_path("vae_approx", file) for file in small]
-    paths = [path for path in paths if path]
-    return paths if paths and text in _choices(class_type, name) else []  # last, as it lists files
+    return [path for path in paths if path]
 
 
 def _is_known(path: str) -> bool:
     return FULL_PATH.search(path) is not None
 
 
-def _choices(class_type: str, name: str) -> frozenset[str]:
+def _choices(inputs_of: Callable[[str], Mapping[str, Any]], class_type: str, name: str) -> frozenset[str]:
     """The texts that a node lists for an input; none where it has no list or is not known."""
+    with suppress(Exception):  # of any pack
+        kind, *options = inputs_of(class_type).get(name, ("",))
+        listed = kind if isinstance(kind, (list, tuple)) else options[0].get("options", ()) if options else ()
+        return frozenset(one for one in listed if isinstance(one, str))
+    return frozenset()
+
+
+def _inputs_of(class_type: str) -> Mapping[str, Any]:
+    """What a node says of its inputs, as ComfyUI asks it before each run."""
     import nodes  # ComfyUI's
 
     node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
-    try:
+    with suppress(Exception):  # of any pack
         declared = node.INPUT_TYPES() if node is not None else {}
-        specs = {**declared.get("required", {}), **declared.get("optional", {})}
-        kind, *options = specs.get(name, ("",))
-        listed = kind if isinstance(kind, (list, tuple)) else options[0].get("options", ()) if options else ()
-        return frozenset(one for one in listed if isinstance(one, str))
-    except Exception:  # of any pack
-        return frozenset()
+        return {**declared.get("required", {}), **declared.get("optional", {})}
+    return {}
 
 
 def _by_stem(folder: str, said: str) -> list[str]:

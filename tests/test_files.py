@@ -11,6 +11,7 @@ import folder_paths
 from graphs import node
 from noise_search.host import files
 from noise_search.host.files import contents
+from noise_search.nodes.loaders import CLIPScore
 
 import nodes as comfy_nodes
 
@@ -38,7 +39,7 @@ class Breaks:
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """Empty model folders, and folders for input, output and temp; a function that moves them elsewhere."""
-    kinds = ("checkpoints", "loras", "embeddings", "vae_approx", "clip_vision", "verifiers")
+    kinds = ("checkpoints", "loras", "embeddings", "vae_approx", "clip_vision", "text_encoders", "verifiers")
 
     def settle(place):
         for kind in kinds:
@@ -51,7 +52,7 @@ def home(tmp_path, monkeypatch):
             monkeypatch.setattr(folder_paths, f"{kind}_directory", str(place / kind))
         return place
 
-    for kind in (ListsVerifiers, ListsLoras, Breaks):
+    for kind in (ListsVerifiers, ListsLoras, Breaks, CLIPScore):
         monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, kind.__name__, kind)
     settle(tmp_path / "here")
     settle.here, settle.there = tmp_path / "here", tmp_path / "there"
@@ -82,6 +83,7 @@ NAMED = [
     (node("CLIPTextEncode", text="two\nlines, embedding:fluffy,"), "models/embeddings/sub/fluffy.safetensors"),
     (node("OfAnotherPack", text="a cat <lora:style:0.8>"), "models/loras/sub/style.safetensors"),
     (node("ListsVerifiers", model_name="a-model"), "models/verifiers/a-model/model.safetensors"),
+    (node("CLIPScore", model_name="a-model"), "models/verifiers/a-model/open_clip_config.json"),
     (node("ListsVerifiers", model_name="clip_vision/whole.safetensors"), "models/clip_vision/whole.safetensors"),
     (node("ListsVerifiers", model_name="taesd"), "models/vae_approx/taesd_decoder.pt"),
 ]

@@ -493,11 +493,14 @@ DROP = """async bytes => {
     return app.rootGraph.nodes.length;
 }"""
 EMPTY = "() => app.rootGraph.clear()"
+LARGE = 1152921504606847000  # as a browser writes it; its neighbours it cannot tell apart
 SMALL = """() => {
     for (const node of app.rootGraph.nodes)
         for (const widget of node.widgets ?? [])
             if (widget.name in VALUES) widget.value = VALUES[widget.name];
-}""".replace("VALUES", json.dumps({"candidates": 3, "steps": STEPS, "width": 64, "height": 64, "top_k": 1}))
+}""".replace(
+    "VALUES", json.dumps({"seed": LARGE, "candidates": 3, "steps": STEPS, "width": 64, "height": 64, "top_k": 1})
+)
 WAIT = 180_000
 
 
@@ -537,6 +540,7 @@ def test_a_picture_dropped_into_the_front_end_and_queued_is_made_again(chromium,
     [remade], again = queue(page, front_server)
     page.close()
     assert len(searched["candidates"]) == 3
+    assert int(searched["winners"][0]["seed"]) > LARGE
     assert (remade["algorithm"], remade["nfe"]) == (REPLAY, STEPS)
     assert pixels(again) == pixels(picture)
 
