@@ -14,7 +14,7 @@ import torch
 from noise_search.verifiers import openai_endpoint
 from noise_search.verifiers.base import VerifierError
 from noise_search.verifiers.openai_endpoint import Endpoint, chat_url
-from noise_search.verifiers.vlm import Ask, VLMGrader, VQAScore
+from noise_search.verifiers.vlm import Ask, VLMGrader, VQAScore, _grading_text, log_odds
 from vlm_server import Reply, VLMServer, answer, grade_brightness, grades, tokens
 
 pytest.importorskip("aiohttp")
@@ -136,6 +136,12 @@ def test_log_odds_sum_the_ways_to_write_a_word(serve):
     assert abs(float(ask_yes_no(server)) - expected) <= 1e-6
 
 
+def test_marks_around_a_word_are_none_of_it():
+    logprobs = [("**Yes", -1.0), ("'yes'", -2.0), ("Yes.", -3.0), ("*No*", -1.5), ("None", -1.0), ("yesterday", -2.0)]
+    expected = math.log(math.exp(-1) + math.exp(-2) + math.exp(-3)) + 1.5
+    assert abs(log_odds(logprobs) - expected) <= 1e-6
+
+
 def test_answers_belong_to_their_images_whatever_order_they_come_in(serve):
     count = 6
     answered = [threading.Event() for _ in range(count + 1)]
@@ -168,6 +174,9 @@ def test_columns_are_the_overall_grade_and_then_the_criteria(serve):
     assert grader.weights == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
+FORM = _grading_text("a cat").split("nothing else:\n")[1]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -176,6 +185,17 @@ def test_columns_are_the_overall_grade_and_then_the_criteria(serve):
         grades(3).replace("because", "a {curly} brace") + " No, rather: " + grades(7),
         json.dumps({name: 7 for name in json.loads(grades(7))}),
         grades(7).replace("7", '"7"'),
+        grades(7).replace("7", '"7/10"'),
+        grades(7).replace("7", '"**7.0** out of 10"'),
+        grades(7).replace("7", "7 / 10"),
+        grades(7).replace("7", "**7**"),
+        grades(7).replace("}", ",}"),
+        "**Grades:**\n" + grades(7) + "\nThe form was:\n```json\n" + FORM + "\n```",
+        grades(7) + " For example: " + grades(0).replace("0", '"N"'),
+        FORM.replace("0.0", "7"),
+        json.dumps({"grades": json.loads(grades(7).replace("overall_score", "Overall Score"))}),
+        "<think>Perhaps " + grades(3) + "</think>" + grades(7),
+        "Perhaps " + grades(3) + "</think>" + grades(7),
     ],
 )
 def test_grades_are_found_in_the_text_around_them(serve, text):
@@ -194,6 +214,11 @@ def test_grades_are_found_in_the_text_around_them(serve, text):
         (grades(7).replace("7", '"high"'), "has no score for accuracy_to_prompt"),
         ("", "holds no grading in JSON: ''"),
         ("{" * 5000, "holds no grading in JSON"),
+        (FORM, "only repeats the form of the question"),
+        ("<think>Perhaps " + grades(7), "holds no grading in JSON"),
+        (grades(7).replace("7", '"7/100"'), "has no score for accuracy_to_prompt"),
+        (grades(7).replace("7", '"7-8"'), "has no score for accuracy_to_prompt"),
+        (grades(7).replace("7", "70/100"), "holds no grading in JSON"),
     ],
 )
 def test_what_is_no_grading_is_asked_for_again_and_then_an_error(serve, text, problem):

@@ -8,7 +8,8 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -48,6 +49,12 @@ Grade it from 0 (worst) to 10 (best) in these respects:
 For each of them first explain in one or two sentences what speaks for and against the image, then give the score.
 Answer with JSON of this form and nothing else:
 {form}"""
+
+# A score as people write it: 8, 8.5, 8,5, **8**, 8/10, 8 out of 10.
+WRITTEN = re.compile(r"\**\s*(\d+(?:[.,]\d+)?)\s*\**\s*(?:(?:/|out of)\s*10(?:\.0)?)?\s*\**")
+SCORE = re.compile(r'("\w+"\s*:\s*)\**(\d+(?:\.\d+)?)\**(?:\s*(?:/|out of)\s*10(?:\.0)?)?\**(?=\s*[,}])')
+THOUGHTS = re.compile("<think>.*", re.DOTALL)  # that do not end
+AROUND = " \t\n*_`\"'“”‘’.,!:;"  # a word, in a token
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +141,8 @@ class VQAScore:
 
 
 def says(text: str) -> str:
-    """ "yes" or "no" where a token says so, whatever its case and the spaces around it, else ""."""
-    word = text.strip().lower()
+    """ "yes" or "no" where a token says so, whatever its case and the spaces and marks around it ("**Yes"), else ""."""
+    word = text.strip().strip(AROUND).lower()
     return word if word in WORDS else ""
 
 
@@ -156,9 +163,9 @@ def first_words(
 def log_odds(tokens: Sequence[tuple[str, float]]) -> float:
     """log P(yes) - log P(no) from what an answer may begin with: (text, natural log-probability), each token once.
 
-    Upper and lower case and spaces around a word make no difference. Where one of the words is not among the tokens,
-    the rest that it can have at most stands for its probability. Raises VerifierError where neither is there, or what
-    is there is no number.
+    Upper and lower case, and spaces and marks around a word, make no difference. Where one of the words is not among
+    the tokens, the rest that it can have at most stands for its probability. Raises VerifierError where neither is
+    there, or what is there is no number.
     """
     if any(math.isnan(logprob) for _, logprob in tokens):
         raise VerifierError(
@@ -250,26 +257,58 @@ def _again(ask: Ask, attempt: int) -> Ask:
 def parse_grades(answer: str) -> dict[str, float]:
     """The six scores, 0 to 10, of a grading in JSON, whatever text is around it (the last, if there are several).
 
-    Raises VerifierError that says what is missing and shows the answer.
+    What a model thinks before it answers is no answer, and the form of the question, which some repeat after theirs, is
+    no grading. Raises VerifierError that says what is missing and shows the answer.
     """
+    said = THOUGHTS.sub("", answer.rpartition("</think>")[2])
     problem = "holds no grading in JSON"
-    grades = None
-    for found in _json_objects(answer):
-        if not found.keys() & CRITERIA.keys():
-            continue
-        try:
-            grades = {name: _score(found, name) for name in CRITERIA}
-        except ValueError as error:
-            problem = str(error)
-    if grades is None:
-        shown = answer if len(answer) <= 300 else f"{answer[:200]}... {answer[-100:]}"
-        raise VerifierError(f"the answer {problem}: {shown!r}")
-    return grades
+    for text in (said, _repaired(said)):
+        complete: list[dict[str, float]] = []
+        forms: list[dict[str, float]] = []
+        for found in _gradings(_json_objects(text)):
+            try:
+                grades = {name: _score(found, name) for name in CRITERIA}
+            except ValueError as error:
+                problem = str(error)
+                continue
+            (forms if _is_form(found) else complete).append(grades)
+        if complete:
+            return complete[-1]
+        if forms and any(forms[-1].values()):
+            return forms[-1]
+        if forms:
+            problem = "only repeats the form of the question"
+    shown = answer if len(answer) <= 300 else f"{answer[:200]}... {answer[-100:]}"
+    raise VerifierError(f"the answer {problem}: {shown!r}")
+
+
+def _gradings(objects: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The objects that grade, however deep they are in others, their keys as they were asked for."""
+    for found in objects:
+        if isinstance(found, dict):
+            named = {str(key).strip().lower().replace(" ", "_"): value for key, value in found.items()}
+            if named.keys() & CRITERIA.keys():
+                yield named
+            else:
+                yield from _gradings(found.values())
+
+
+def _is_form(grading: Mapping[str, Any]) -> bool:
+    """Whether nothing is explained, as in the form that the question shows."""
+    entries = [grading[name] for name in CRITERIA]
+    return all(isinstance(entry, Mapping) and entry.get("explanation") in ("...", "…") for entry in entries)
+
+
+def _repaired(text: str) -> str:
+    """The text with JSON in it that small models nearly write: 8/10 or **8** for a number, a comma before a bracket."""
+    return re.sub(r",(\s*[}\]])", r"\1", SCORE.sub(r"\1\2", text))
 
 
 def _score(grading: Mapping[str, Any], name: str) -> float:
     entry = grading.get(name)
     value = entry.get("score") if isinstance(entry, Mapping) else entry
+    if isinstance(value, str) and (written := WRITTEN.fullmatch(value.strip())):
+        value = written[1].replace(",", ".")
     try:
         score = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
