@@ -29,34 +29,21 @@ from typing import Any
 import comfy.cldm.dit_embedder
 import comfy.controlnet
 import comfy.hooks
-import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.samplers
 import comfy.sd
 import numpy as np
 import torch
-from comfy.cli_args import args
 
 from .files import model_files, upstream
+from .leftovers import Digests, Leftovers, can_own, changed_since, undone
+from .machine import machine
 from .sampling import Sampling
 
 FORMAT = 3  # of the key: what was made with another is not found
 SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
 DEEPEST = 100
 LARGEST_BYTES = 2**33  # of what is read whole, at about a second for each GB
-NUMERIC_FLAGS = (
-    "fp8",
-    "fp16",
-    "bf16",
-    "fp32",
-    "fp64",
-    "attention",
-    "upcast",
-    "xformers",
-    "fast",
-    "deterministic",
-    "cpu",
-)
 
 # What changes while objects are used, or says where they are, and not what they make.
 PASSING: dict[type, frozenset[str]] = {
@@ -90,12 +77,27 @@ class Unreadable(ValueError):
 def search_key(
     sampling: Sampling, vae: Any, verifier: Any, prompt: str, frames: int, versions: Mapping[str, str], files: Any = ()
 ) -> str:
-    """The key, in hex, of all candidates that these would make of the same recipe.
+    """The key, in hex, of all candidates that these would make of the same recipe. Takes what `read_search` takes."""
+    return read_search(sampling, vae, verifier, prompt, frames, versions, files).digest()
 
-    versions: of ComfyUI, torch and this pack. files: (name, bytes, time) of those behind the networks. Raises
-    Unreadable, which says what cannot be read.
+
+def read_search(
+    sampling: Sampling,
+    vae: Any,
+    verifier: Any,
+    prompt: str,
+    frames: int,
+    versions: Mapping[str, str],
+    files: Any = (),
+    before: Content | None = None,
+) -> Content:
+    """All that determines the candidates of a search.
+
+    versions: of ComfyUI, torch and this pack. files: (name, bytes, time) of those behind the networks. before: what was
+    read before the search; what has changed since is what sampling leaves behind, and does not count from now on.
+    Raises Unreadable, which says what cannot be read.
     """
-    content = Content()
+    content = Content(before)
     content.know(sampling.model.model)
     parts = {
         "format": FORMAT,
@@ -116,7 +118,7 @@ def search_key(
     for name, part in parts.items():
         content.add(name, "")
         content.add(part, name)
-    return content.digest()
+    return content
 
 
 def identity(verifier: Any) -> str:
@@ -138,19 +140,6 @@ def host_source() -> str:
     return digest.hexdigest()
 
 
-def machine() -> dict[str, str]:
-    """What else decides the last bits: the device, and ComfyUI's options about precision and attention."""
-    device = mm.get_torch_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    flags = {flag: _written(value) for flag, value in vars(args).items() if any(part in flag for part in NUMERIC_FLAGS)}
-    return {"device": name, **flags}
-
-
-def _written(value: Any) -> str:
-    """The same text in every process: sets have no order."""
-    return str(sorted(map(str, value))) if isinstance(value, (set, frozenset)) else str(value)
-
-
 def files_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> list[tuple[str, int, int]]:
     """(name, bytes, time in nanoseconds) of the model files that the nodes upstream of a node name in their widgets."""
     found: dict[str, tuple[str, int, int]] = {}
@@ -164,37 +153,72 @@ def files_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> list[
 
 
 class Content:
-    """Reads values of any kind into one hash. `where` names the part that is read, for the error."""
+    """Reads values of any kind into one hash. `where` names the part that is read, for the error.
 
-    def __init__(self) -> None:
+    Every value has a digest, which goes into that of what it is part of; an object that is met again has the one that
+    it had. before: what was read before a search, to learn what the search left behind. changed: where that was, since
+    the last search, put in its place by somebody else.
+    """
+
+    def __init__(self, before: Content | None = None) -> None:
         self.hash = hashlib.blake2b(digest_size=32)
-        self.seen: dict[int, int] = {}
+        self.digests: dict[int, bytes] = {}  # of objects
+        self.under_way: dict[int, int] = {}  # how deep the objects are that are being read
         self.kept: list[Any] = []  # so that no id is given twice
         self.bytes = 0
         self.depth = 0
+        self.patching = False
+        self.patches: dict[int, bytes] = {}  # the digests of large tensors that sampling only reads
+        self.before = before
+        self.shown: dict[tuple[int, str], dict[str, bytes]] = {}  # what was set on objects, as it counts
+        self.places: dict[str, bytes] = {}
+        self.changed: list[str] = []
 
     def digest(self) -> str:
         return self.hash.hexdigest()
 
+    def differs_at(self, other: Content) -> str:
+        """The deepest place where another reading found something else, or ""."""
+        names = self.places.keys() | other.places.keys()
+        return max((name for name in names if self.places.get(name) != other.places.get(name)), key=_deep, default="")
+
     def know(self, network: torch.nn.Module) -> None:
         """Takes the parts of a network as known: its patcher reads the weights, and what loading sets is no content."""
-        self._again(network)
         inner = getattr(network, "diffusion_model", None)
-        for module in getattr(inner, "_orig_mod", inner).modules() if inner is not None else ():
-            self._again(module)
+        layers = getattr(inner, "_orig_mod", inner).modules() if inner is not None else ()
+        for number, part in enumerate([network, *layers]):
+            self.digests.setdefault(id(part), hashlib.blake2b(f"part {number}".encode(), digest_size=32).digest())
+            self.kept.append(part)
 
     def add(self, value: Any, where: str) -> None:
         """Reads one value. Raises Unreadable."""
-        self.depth += 1
-        if self.depth > DEEPEST:
+        self.hash.update(self._digest(value, where))
+
+    def _digest(self, value: Any, where: str) -> bytes:
+        value = getattr(value, "_orig_mod", value) if isinstance(value, torch.nn.Module) else value
+        if id(value) in self.digests:
+            return self.digests[id(value)]
+        if self.depth >= DEEPEST:
             raise Unreadable(f"{where} is too deep to be read")
+        self.depth += 1
+        outer, self.hash = self.hash, hashlib.blake2b(digest_size=32)
+        whole = False
         try:
             self._add(value, where)
+            digest = self.hash.digest()
         finally:
             self.depth -= 1
+            self.hash = outer
+            if self.under_way.get(id(value)) == self.depth:
+                del self.under_way[id(value)]
+                whole = True
+        if whole:
+            self.digests[id(value)] = digest
+            self.kept.append(value)
+        self.places[where] = digest
+        return digest
 
     def _add(self, value: Any, where: str) -> None:
-        value = getattr(value, "_orig_mod", value) if isinstance(value, torch.nn.Module) else value
         if value is None or isinstance(
             value, (bool, int, float, complex, str, enum.Enum, PurePath, types.EllipsisType)
         ):
@@ -214,10 +238,10 @@ class Content:
         elif isinstance(value, (list, tuple, deque)):
             self._many(type(value).__name__, [(str(index), item) for index, item in enumerate(value)], where)
         elif isinstance(value, (set, frozenset)):
-            self._text("set", " ".join(sorted(self._apart(item, where) for item in value)))
+            self._text("set", " ".join(sorted(self._digest(item, where).hex() for item in value)))
         elif isinstance(value, Mapping):
             self._mapping(value, where)
-        elif self._again(value):
+        elif self._is_under_way(value):
             return
         elif isinstance(value, torch.nn.Module):
             self._module(value, where)
@@ -254,22 +278,40 @@ class Content:
         else:
             raise Unreadable(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be read")
 
-    def _again(self, value: Any) -> bool:
-        """Whether this very object was read before; then its number says it all."""
-        number = self.seen.get(id(value))
-        if number is not None:
-            self._text("again", str(number))
-            return True
-        self.seen[id(value)] = len(self.seen)
-        self.kept.append(value)
-        return False
+    def _is_under_way(self, value: Any) -> bool:
+        """Whether this very object is part of itself; from here on it is being read."""
+        depth = self.under_way.setdefault(id(value), self.depth - 1)
+        if depth == self.depth - 1:
+            return False
+        self._text("part of itself", str(self.depth - depth))
+        return True
 
-    def _apart(self, value: Any, where: str) -> str:
-        """The hash of one value alone, for what has no order."""
-        other = Content()
-        other.depth = self.depth
-        other.add(value, where)
-        return other.digest()
+    def _set_on(self, owner: Any, scope: str, items: Mapping[str, Any], where: str) -> None:
+        """What is set on an object, by name: without what a search has left there."""
+        shown: Digests = {name: self._digest(item, f"{where}.{name}") for name, item in items.items()}
+        if can_own(owner) and type(owner) is not comfy.samplers.CFGGuider:  # ComfyUI makes one for each run
+            now, left = shown, _leftovers.of(owner, scope)
+            shown = undone(now, left)
+            before = self.before.shown.get((id(owner), scope)) if self.before else None
+            if before is not None:
+                _leftovers.learn(owner, scope, now, before)
+                shown = before
+            else:
+                self.changed += [f"{where}.{name}" for name in changed_since(now, left)]
+            for name in now.keys() | shown.keys():
+                if now.get(name) != shown.get(name):
+                    self._forget(f"{where}.{name}")
+            self.shown[id(owner), scope] = dict(shown)
+            self.kept.append(owner)
+        self._text("set", str(len(shown)))
+        for name in sorted(shown):
+            self._text("name", name)
+            self.hash.update(shown[name])
+
+    def _forget(self, where: str) -> None:
+        """What was found there does not count."""
+        for place in [place for place in self.places if place == where or place.startswith(f"{where}.")]:
+            del self.places[place]
 
     def _text(self, kind: str, text: str) -> None:
         data = text.encode("utf-8", "surrogatepass")
@@ -303,6 +345,21 @@ class Content:
     def _tensor(self, value: torch.Tensor, where: str) -> None:
         if value.layout is not torch.strided or value.device.type == "meta":
             raise Unreadable(f"{where} is a tensor without plain values ({value.layout}, {value.device})")
+        known = self.before.patches.get(id(value)) if self.before and self.patching else None
+        if known is not None:
+            self.hash.update(known)
+            return
+        outer, self.hash = self.hash, hashlib.blake2b(digest_size=32)
+        try:
+            self._values(value, where)
+            digest = self.hash.digest()
+        finally:
+            self.hash = outer
+        self.hash.update(digest)
+        if self.patching:
+            self.patches[id(value)] = digest
+
+    def _values(self, value: torch.Tensor, where: str) -> None:
         self._text("tensor", f"{value.dtype} {tuple(value.shape)}")
         for part in _stored(value):
             if isinstance(part, str):
@@ -316,7 +373,7 @@ class Content:
             self._text("layer", name)
             self._defined(type(module))
             plain = {key: item for key, item in vars(module).items() if _plain(key, item)}
-            self._mapping(plain, f"{where}.{name}")
+            self._set_on(module, "layer", plain, f"{where}.{name}")
         self._network(value, lambda name, tensor: tensor, (), where)
 
     def _patcher(self, value: comfy.model_patcher.ModelPatcher, where: str) -> None:
@@ -330,17 +387,14 @@ class Content:
             "type": getattr(model, "model_type", None),
             "cast": getattr(model, "manual_cast_dtype", None),
             "latent": getattr(model, "latent_format", None),
-            "patches": value.patches,
             "objects": value.object_patches,
             "options": value.model_options,
-            "hooks": value.hook_patches,
             "forced": value.forced_hooks,
             "attachments": value.attachments,
             "models": value.additional_models,
             "callbacks": value.callbacks,
             "wrappers": value.wrappers,
             "injections": value.injections,
-            "network": self._hung_on(getattr(model, "diffusion_model", None), where),
             "weights": value.weight_wrapper_patches if hasattr(value, "weight_wrapper_patches") else {},
         }
         # Without what nodes replace as a whole while the model is loaded, which is among the objects, and without what
@@ -350,7 +404,14 @@ class Content:
         )
         with value.use_ejected():
             self._network(model, functools.partial(_unpatched, value), passing, where)
-        self._mapping(parts, where)
+        self.patching, before = True, self.patching  # to read large LoRAs twice would take seconds
+        try:
+            self.add(value.patches, f"{where}.patches")
+            self.add(value.hook_patches, f"{where}.hooks")
+        finally:
+            self.patching = before
+        self._hung_on(getattr(model, "diffusion_model", None), f"{where}.network")
+        self._set_on(value, "patcher", parts, where)
 
     def _network(self, network: torch.nn.Module, original: Original, passing: tuple[str, ...], where: str) -> None:
         """The weights of a network, and the classes of its layers with what is set on them: packs that load quantised
@@ -359,20 +420,22 @@ class Content:
         self._text("weights", weights)
         for kind in kinds:
             self._defined(kind)
-            self._mapping({name: item for name, item in _class_settings(kind).items() if _plain(name, item)}, where)
+            plain = {name: item for name, item in _class_settings(kind).items() if _plain(name, item)}
+            self._set_on(kind, "class of layers", plain, f"{where}.{kind.__qualname__}")
 
-    def _hung_on(self, network: Any, where: str) -> dict[str, str]:
-        """What packs set on the network itself, such as LoRAs of their own kind, by its hash."""
+    def _hung_on(self, network: Any, where: str) -> None:
+        """What packs set on the network itself, such as LoRAs of their own kind."""
         if not isinstance(network, torch.nn.Module):
-            return {}
+            return
         network = getattr(network, "_orig_mod", network)
-        hashes = {}
+        hung = {}
         for name, item in vars(network).items():
             hooks = name in ("_forward_hooks", "_forward_pre_hooks")
             if (hooks and item) or not (name.startswith(("_", "comfy")) or name in ("training", "device")):
                 with suppress(Unreadable):  # then the check of the winner has to do
-                    hashes[name] = self._apart(item, f"{where}.{name}")
-        return hashes
+                    self._digest(item, f"{where}.{name}")
+                    hung[name] = item
+        self._set_on(network, "network", hung, where)
 
     def _defined(self, value: type | types.FunctionType) -> None:
         """A class or function by its name and the text of the file that defines it."""
@@ -382,10 +445,12 @@ class Content:
         self._defined(value)
         self._code(value.__code__, where)
         cells, state = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True), _state(value)
-        self._many("closure", [(name, _cell(cell)) for name, cell in cells if name not in state], where)
-        self._many("defaults", [("defaults", value.__defaults__), ("keywords", value.__kwdefaults__)], where)
+        around = {f"closure.{name}": _cell(cell) for name, cell in cells if name not in state}
+        defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
+        self._set_on(value, "function", around | defaults, where)
         named = {name: value.__globals__.get(name) for name in _names(value.__code__)}
-        self._mapping({name: item for name, item in named.items() if _is_setting(name, item)}, f"{where}.globals")
+        settings = {name: item for name, item in named.items() if _is_setting(name, item)}
+        self._set_on(sys.modules.get(value.__module__), value.__qualname__, settings, f"{where}.globals")
 
     def _code(self, code: types.CodeType, where: str) -> None:
         self._bytes("code", code.co_code, where)
@@ -399,9 +464,11 @@ class Content:
     def _object(self, value: Any, where: str) -> None:
         self._defined(type(value))
         attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
+        shared: dict[str, Any] = {}
         for kind in type(value).__mro__:
-            shared = {name: item for name, item in vars(kind).items() if _is_setting(name, item)}
-            attributes = shared | attributes
+            shared |= {
+                name: item for name, item in vars(kind).items() if _is_setting(name, item) and name not in shared
+            }
             names = kind.__dict__.get("__slots__", ())
             for name in (names,) if isinstance(names, str) else names:
                 if name not in ("__dict__", "__weakref__") and hasattr(value, name):
@@ -409,14 +476,21 @@ class Content:
         for kind, names in PASSING.items():
             if isinstance(value, kind):
                 prefix = PASSING_PREFIXES.get(kind, "\0")
-                attributes = {
-                    name: item for name, item in attributes.items() if name not in names and not name.startswith(prefix)
-                }
-        if not attributes and type(value).__module__ in ("builtins", "_thread", "threading", "io", "_io"):
+                attributes, shared = (
+                    {name: item for name, item in some.items() if name not in names and not name.startswith(prefix)}
+                    for some in (attributes, shared)
+                )
+        if (
+            not attributes
+            and not shared
+            and type(value).__module__ in ("builtins", "_thread", "threading", "io", "_io")
+        ):
             raise Unreadable(f"{where} is a {type(value).__qualname__}, which cannot be read")
-        self._mapping(attributes, where)
+        self._set_on(value, "object", attributes, where)
+        self._set_on(type(value), "class", shared, where)
 
 
+_leftovers = Leftovers()
 Original = Callable[[str, torch.Tensor], torch.Tensor]  # a weight by name and as it is now, before any patch
 _known_weights: weakref.WeakKeyDictionary[torch.nn.Module, tuple[str, list[type]]] = weakref.WeakKeyDictionary()
 
@@ -469,7 +543,9 @@ def _stored(tensor: torch.Tensor) -> Iterator[torch.Tensor | str]:
     dequantise a whole network takes a minute."""
     if hasattr(tensor, "__tensor_flatten__"):  # PyTorch's protocol for tensors that consist of others
         names, context = tensor.__tensor_flatten__()
-        yield f"{type(tensor).__qualname__} {Content()._apart(context, type(tensor).__qualname__)}"
+        how = Content()
+        how.add(context, f"a {type(tensor).__qualname__}")
+        yield f"{type(tensor).__qualname__} {how.digest()}"
         for name in names:
             yield name
             yield from _stored(getattr(tensor, name))
@@ -503,6 +579,10 @@ def _values(tensor: torch.Tensor) -> Any:
         tensor = torch.view_as_real(tensor)
     tensor = tensor.resolve_neg().contiguous().cpu().reshape(-1)
     return tensor.view(torch.uint8).numpy() if tensor.numel() else b""
+
+
+def _deep(place: str) -> tuple[int, int]:
+    return place.count("."), len(place)
 
 
 def _plain(name: str, value: Any) -> bool:

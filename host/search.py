@@ -24,7 +24,7 @@ from ..search.run import Algorithm, StaleMemory
 from ..search.run import search as run_search
 from ..version import __version__
 from . import travel
-from .content import files_behind, search_key
+from .content import Content, files_behind, read_search
 from .engine import ComfyEngine, Options, Result, join_rows
 from .ensemble import cuts
 from .files import contents
@@ -216,8 +216,8 @@ def search(
     if log.early:
         ended_early(graph.node_id)
     log.warnings += job.notes
-    if job.memory is not None and job.memory.problem:
-        log.warnings.append(job.memory.problem)
+    if job.memory is not None:
+        log.warnings += [*job.memory.notes, *filter(None, [job.memory.problem])]
     for warning in log.warnings:
         log_to_console.warning("Noise Search: %s", warning)
     result = collect(pool, sampling)
@@ -245,27 +245,47 @@ class _Job:
     finish: Callable[[], bool]
     memory: StoredMemory | None = None
     notes: list[str] = field(default_factory=list)
+    files: Sequence[tuple[str, int, int]] = ()
     progress: SearchProgress = field(init=False)
 
     @contextmanager
     def remembered_in(self, store: Store, algorithm: Algorithm) -> Iterator[StoredMemory | None]:
         """The memory of all searches of this content, or None where there is none to be had."""
-        key = self._key() if store.settings().enabled else None
-        if key is None:
+        content = self._content() if store.settings().enabled else None
+        if content is None:
             yield None
             return
-        with store.memory(key, self.prompt, algorithm.name) as memory:
-            yield memory
+        if content.changed:
+            self.notes.append(
+                f"{content.changed[0]} is not what the last search left there. If nothing that you set has changed, "
+                "something else ran with it, and this search may not find what was computed before."
+            )
+        try:
+            with store.memory(content.digest(), self.prompt, algorithm.name) as memory:
+                yield memory
+        finally:
+            self._see_what_is_left(content)
 
-    def _key(self) -> str | None:
+    def _content(self, before: Content | None = None) -> Content | None:
         """What all searches of this content have in common, or None where it cannot be told."""
         try:
-            files = files_behind(self.graph.prompt, self.graph.node_id)
-            frames = self.options.frames
-            return search_key(self.sampling, self.vae, self.verifier, self.prompt, frames, host_info(), files)
+            files = self.files if before else files_behind(self.graph.prompt, self.graph.node_id)
+            self.files, frames = files, self.options.frames
+            return read_search(self.sampling, self.vae, self.verifier, self.prompt, frames, host_info(), files, before)
         except Exception as error:  # nodes of any pack may be behind it; a search must not fail for its memory
-            self.notes.append(f"The candidates of this search are not remembered: {error}")
+            after = " the next time" * (before is not None)
+            self.notes.append(f"The candidates of this search are not remembered{after}: {error}")
             return None
+
+    def _see_what_is_left(self, before: Content) -> None:
+        """Learns what the search left in the objects that it used. Says where something else has changed: the next
+        search would find nothing, and nobody would know why."""
+        after = self._content(before)
+        if after is not None and after.digest() != before.digest():
+            self.notes.append(
+                f"Sampling changed {after.differs_at(before)}, which is part of what the candidates are remembered by: "
+                "the next run of this search may not find them."
+            )
 
     def run(self, algorithm: Algorithm, budget: Budget) -> Pool:
         """Searches. What is remembered and turns out to be wrong is set aside, and computed anew."""

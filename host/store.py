@@ -36,8 +36,10 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x4E6F6953  # "NoiS"
 BUSY_SECONDS = 5.0
 IMPATIENT_MS = 100  # once somebody kept the file locked for longer than that
-PRUNE_EVERY = 64  # candidates
-SLICE, SLICE_PAGES = 200, 2000  # entries and pages that are deleted at once
+ROOM = 0.9  # of the limit: down to there small pictures go, so that not every candidate has to make room
+LOG_PAGES = 256  # that SQLite writes beside the file before it takes them over
+REOPENINGS = 3  # in one search: some network drives give a file another number each time
+SLICE, SLICE_PAGES, SLICE_PICTURES = 200, 2000, 8  # entries, pages and small pictures that are deleted at once
 SMALLEST_MB, LARGEST_MB = 16, 1_000_000
 MANY = 500  # searches listed
 
@@ -191,6 +193,8 @@ class Store:
             elif version != SCHEMA_VERSION:
                 raise sqlite3.OperationalError(f"its format is {version}, of a newer Noise Search")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_PAGES * 4096}")
             self.opened = _inode(self.file)
         except BaseException:
             connection.close()
@@ -211,14 +215,22 @@ class Store:
         """Renames the file and what SQLite has beside it, unless another server has done so and begun a new one."""
         if _inode(self.file) != self.opened:
             return "another program has renamed it already"
-        name = f"{self.file.stem}.broken-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}{self.file.suffix}"
-        try:
-            for suffix in ("-wal", "-shm", ""):  # a new file must never find an old log beside it
-                with suppress(FileNotFoundError):
-                    os.replace(f"{self.file}{suffix}", self.folder / f"{name}{suffix}")
+        try:  # a new file must never find an old log beside it
+            return f"was renamed to {self._rename('broken', '-wal', '-shm', '')}"
         except OSError as error:
             return f"could not be renamed ({error})"
-        return f"was renamed to {name}"
+
+    def put_log_aside(self) -> None:
+        """Renames what SQLite has beside the file, where that belongs to a file that is no longer there."""
+        with suppress(OSError):
+            self._rename("lost", "-wal", "-shm")
+
+    def _rename(self, why: str, *suffixes: str) -> str:
+        name = f"{self.file.stem}.{why}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}{self.file.suffix}"
+        for suffix in suffixes:
+            with suppress(FileNotFoundError):
+                os.replace(f"{self.file}{suffix}", self.folder / f"{name}{suffix}")
+        return name
 
     def _bytes(self) -> int:
         total = 0
@@ -230,13 +242,17 @@ class Store:
 
 class StoredMemory:
     """What the store knows of one search, and where its candidates go. problem: why it no longer does either, or not
-    always, or ""."""
+    always, or "". notes: what else the user should know of that."""
 
     def __init__(self, store: Store, key: str, prompt: str, algorithm: str):
         self.store, self.key, self.algorithm = store, key, algorithm
         self.prompt = prompt.encode("utf-8", "replace").decode()  # SQLite takes no lone surrogates
         self.session = uuid.uuid4().hex
         self.problem = ""
+        self.notes: list[str] = []
+        self.full = False  # the search alone is as large as the limit allows
+        self.inode = self.log = 0
+        self.reopened = 0
         self.written = 0
         self.unwritten: list[tuple] = []
         self.limit_mb = store.settings().limit_mb
@@ -248,7 +264,7 @@ class StoredMemory:
             self._try(self._be_patient, None)
             self._try(self._write, None)
         if self.written:
-            self._try(lambda: _prune(self._connection, self.limit_mb, self.key), None)
+            self._try(self._make_room, None)
         self._drop_connection()
 
     def candidate(self, work: str) -> Rendered | None:
@@ -280,9 +296,11 @@ class StoredMemory:
 
     def _begin(self) -> None:
         self.connection = self.store.connect()
+        self.inode = self.store.opened
         with _transaction(self._connection):
             self._search()
-        _prune(self._connection, self.limit_mb, self.key)
+        self.log = _inode(Path(f"{self.store.file}-wal"))
+        self._make_room()
 
     def _search(self) -> int:
         """The id of this search; somebody may have deleted it meanwhile."""
@@ -346,6 +364,8 @@ class StoredMemory:
         together: bool = False,
         pictures: bytes | None = None,
     ) -> None:
+        if self.full:
+            return
         size = len(recipes or "") + len(values or "") + len(pictures or b"") + 200
         self.unwritten.append(
             (_digest(work), self.session, recipes, values, nfe, json.dumps(seconds), together, size, pictures)
@@ -353,7 +373,8 @@ class StoredMemory:
         self._try(self._write, None)
 
     def _write(self) -> None:
-        """Writes what is not yet written: while the file is locked it collects here."""
+        """Writes what is not yet written: while the file is locked or the disk is full it collects here."""
+        self._see_that_the_file_is_there()
         with _transaction(self._connection):
             search = self._search()
             self._connection.executemany(
@@ -361,13 +382,51 @@ class StoredMemory:
                 "bytes, thumbnails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(search, *entry) for entry in self.unwritten],
             )
-        before, self.written = self.written, self.written + len(self.unwritten)
+        self.written += len(self.unwritten)
         self.unwritten.clear()
         if self.problem:
             self._be_patient()
             self.problem = ""
-        if before // PRUNE_EVERY < self.written // PRUNE_EVERY:
-            _prune(self._connection, self.limit_mb, self.key)
+        self._make_room()
+
+    def _see_that_the_file_is_there(self) -> None:
+        """One that was deleted or replaced takes everything and keeps nothing. Then a new one is begun."""
+        if _inode(self.store.file) == self.inode or self.reopened == REOPENINGS:
+            return
+        self.reopened += 1
+        self._drop_connection()
+        if self.log == _inode(Path(f"{self.store.file}-wal")):  # what SQLite would else write into the other file
+            self.store.put_log_aside()
+        lost = f", so {self.written} candidates and segments of this search are not remembered" * (self.written > 0)
+        text = f"{self.store.file} was deleted or replaced during the search{lost}."
+        self.notes.append(text)
+        log_to_console.warning("Noise Search: %s", text)
+        self.written = 0
+        self._begin()
+
+    def _make_room(self) -> None:
+        """Keeps to the limit: other searches go first, those not used for longest, then the small pictures of this one,
+        the oldest first. Its scores stay, or it could not go on from where it ended; what does not fit after them is
+        not remembered."""
+        _prune(self._connection, self.limit_mb, self.key)
+        limit = self.limit_mb * 2**20
+        if _used_bytes(self._connection) <= limit:
+            return
+        dropped = 0
+        while _used_bytes(self._connection) > ROOM * limit:
+            some = _drop_pictures(self._connection, self.key)
+            dropped += some
+            if not some:
+                break
+        self.full = _used_bytes(self._connection) > limit
+        if dropped or self.full:
+            what = "candidates from here on are not remembered" if self.full else "the oldest have no small picture"
+            text = (
+                f"This search alone fills the store (limit {self.limit_mb} MB), so {what}. Raise the limit under "
+                "Extensions > Noise Search > Stored searches to keep all."
+            )
+            if text not in self.notes:
+                self.notes.append(text)
 
     def _be_patient(self) -> None:
         self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
@@ -389,14 +448,15 @@ class StoredMemory:
         return count
 
     def _try(self, work: Callable[[], T], otherwise: T) -> T:
-        """Some work with the file. At the first failure the search goes on without it; but a lock will be over."""
+        """Some work with the file. At the first failure the search goes on without it; but a lock will be over, and
+        what is on a full disk can be read."""
         if self.problem and self.connection is None:
             return otherwise
         try:
             return work()
         except (sqlite3.Error, OSError) as error:
             before, what = self.problem, "Candidates could not be written yet"
-            if self.connection is not None and _is_locked(error):
+            if self.connection is not None and _may_pass(error):
                 self.connection.execute(f"PRAGMA busy_timeout = {IMPATIENT_MS}")  # or each would wait as long
             else:
                 self._drop_connection()  # before the file is renamed
@@ -456,6 +516,11 @@ def _is_locked(error: Exception) -> bool:
     return any(word in str(error) for word in ("locked", "busy"))
 
 
+def _may_pass(error: Exception) -> bool:
+    """Whether the file can be read all the same, and perhaps written later."""
+    return _is_locked(error) or any(word in str(error) for word in ("disk is full", "readonly"))
+
+
 def _create(connection: sqlite3.Connection) -> None:
     """Makes the tables, unless another server does so at this moment."""
     patience = time.monotonic() + BUSY_SECONDS
@@ -500,6 +565,24 @@ def _delete(connection: sqlite3.Connection, searches: list[int]) -> None:
             connection.execute("DELETE FROM searches WHERE id = ?", (search,))
         while connection.execute(some, (search, SLICE)).rowcount > 0:
             pass
+    _give_back(connection)
+
+
+def _drop_pictures(connection: sqlite3.Connection, key: str) -> int:
+    """Deletes some small pictures of a search, the oldest first. Returns how many."""
+    with _transaction(connection):
+        count = connection.execute(
+            "UPDATE entries SET bytes = bytes - LENGTH(thumbnails), thumbnails = NULL WHERE rowid IN "
+            "(SELECT rowid FROM entries WHERE search = (SELECT id FROM searches WHERE key = ?) "
+            "AND thumbnails IS NOT NULL ORDER BY rowid LIMIT ?)",
+            (key, SLICE_PICTURES),
+        ).rowcount
+    _give_back(connection)
+    return count
+
+
+def _give_back(connection: sqlite3.Connection) -> None:
+    """Makes the file shorter by what is free in it."""
     free, before = _free_pages(connection), 0
     while free and free != before:
         connection.execute(f"PRAGMA incremental_vacuum({SLICE_PAGES})").fetchall()

@@ -18,7 +18,8 @@ from ..verifiers.base import Verifier, VerifierError
 from ..verifiers.openai_endpoint import Endpoint
 from ..verifiers.transformers_vlm import ANSWER_TOKENS, FolderVLM, model_files
 from ..verifiers.vlm import QUESTION, VLM, WORDS, Ask, first_words, picture, says
-from ..verifiers.weights import file_stamp, tensors_hash
+from ..verifiers.weights import file_stamp
+from .content import Content
 from .folders import stamped, vlm_folder
 from .pictures import to_image
 from .verifier import HostedVerifier, resolve_dtype
@@ -82,10 +83,12 @@ class ClipVLM:
         self._tokens(Ask(torch.zeros(64, 64, 3), "?"))
 
     def identity(self) -> str:
-        """SHA-256 of the weights as they are in memory, with what is patched onto them."""
+        """A hash of the weights, of what is patched onto them, and of what the tokeniser has in its file."""
         if not self._identity:
-            patches = str(self.patcher.patches_uuid) if self.patcher.patches else ""
-            self._identity = json.dumps(["clip", tensors_hash(self.clip.get_sd()), patches])
+            content = Content()
+            content.add(self.patcher, "clip")
+            content.add(self.clip.tokenizer.state_dict(), "tokenizer")
+            self._identity = json.dumps(["clip", content.digest()])
         return self._identity
 
     def first_tokens(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:

@@ -400,11 +400,6 @@ def test_what_a_pack_sets_on_the_network_makes_another_key():
     assert key(sampling_of(setup)) == keys[0]
 
 
-def test_options_that_are_sets_are_the_same_in_every_process():
-    options = {"fp8_matrix_mult", "autotune", "cublas_ops", "fp16_accumulation"}
-    assert content._written(options) == str(sorted(options))
-
-
 @pytest.mark.parametrize("kind", ["weak reference", "pattern", "operator", "queue", "array", "bound method", "partial"])
 def test_what_packs_hang_on_a_model_can_be_read(kind):
     owners = [Judge("a"), Judge("b")]

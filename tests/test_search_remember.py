@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from noise_search.search.budget import Budget
 from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import Pool, SearchLog
@@ -147,6 +148,32 @@ def test_scores_that_differ_by_rounding_are_the_same():
     notes = Notes()
     first = run(RandomSearch(), RememberingEngine(Counting(), notes)).log
     assert account(run(RandomSearch(), RememberingEngine(Rounded(), notes)).log) == account(first)
+
+
+@pytest.mark.parametrize("shade, stale", [(103, False), (106, True)])
+def test_where_scores_are_others_each_time_the_picture_says_whether_it_is_the_same(shade, stale):
+    """The small pictures were all of shade 100; up to 4 of 255 apart they are the same."""
+
+    class Moody(Counting):
+        shade, mood = 100, 0
+
+        def score(self, state):
+            self.mood += 1
+            made = super().score(state)
+            pictures = torch.full((self.rows, 4, 4, 3), self.shade, dtype=torch.uint8)
+            return replace(made, values=made.values + 5 * self.mood, thumbnails=pictures)
+
+    def search_once(engine):
+        log = SearchLog(engine.members, engine.rows, noisy=tuple(range(len(engine.members))))
+        return search(RandomSearch(), RememberingEngine(engine, notes), Pool(log, 1), 5, Budget(12)).log
+
+    notes, other = Notes(), Moody()
+    first, other.shade = search_once(Moody()), shade
+    if stale:
+        with pytest.raises(StaleMemory, match="candidate"):
+            search_once(other)
+    else:
+        assert account(search_once(other)) == account(first)
 
 
 def test_results_of_the_best_are_made_again():

@@ -1,6 +1,9 @@
 """The evaluation store on the real engine: nothing is computed twice or lost, and a broken file harms nobody."""
 
 import dataclasses
+import itertools
+import os
+import shutil
 import sqlite3
 import threading
 
@@ -396,18 +399,123 @@ def test_a_locked_file_is_reported_and_stays(store, find, monkeypatch):
     assert len(find(store)[0].log.recalled) == CANDIDATES
 
 
-def test_a_full_disk_is_reported_and_the_search_ends_with_its_image(store, find, monkeypatch):
-    connect = Store.connect
+def full_at(monkeypatch, pages):
+    """A disk that is full once the store has so many pages. Returns what makes room on it."""
+    connect, opened = Store.connect, []
 
-    def full(self):
+    def limited(self):
         connection = connect(self)
-        connection.execute("PRAGMA max_page_count = 12")
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        opened.append(connection)
         return connection
 
-    monkeypatch.setattr(Store, "connect", full)
+    monkeypatch.setattr(Store, "connect", limited)
+    return lambda: opened[-1].execute("PRAGMA max_page_count = 1000000")
+
+
+def test_a_full_disk_is_reported_and_the_search_ends_with_its_image(store, find, monkeypatch):
+    full_at(monkeypatch, 12)
     result, _ = find(store)
     assert [note for note in result.log.warnings if "full" in note]
     assert found(result) == found(find(None)[0])
+
+
+def test_on_a_full_disk_what_is_there_is_found_and_the_rest_written_once_there_is_room(store, monkeypatch):
+    fill(store, "key", candidates=2)
+    with sqlite3.connect(store.file) as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    make_room = full_at(monkeypatch, pages)
+    with store.memory("key") as memory:
+        pictures = torch.randint(0, 256, (1, 200, 200, 3), dtype=torch.uint8)
+        memory.keep_candidate("large", rendered((Recipe(1),), pictures))
+        assert "could not be written yet" in memory.problem and "full" in memory.problem
+        assert memory.candidate("work 1") is not None
+        make_room()
+        memory.keep_candidate("small", rendered((Recipe(2),)))
+        assert memory.problem == ""
+    with store.memory("key") as memory:
+        assert memory.candidate("large") is not None and memory.candidate("small") is not None
+
+
+def test_a_file_that_can_no_longer_be_written_is_reported_and_still_read(store, find):
+    fill(store, "key", candidates=2)
+    with store.memory("key") as memory:
+        memory.connection.execute("PRAGMA query_only = 1")
+        memory.keep_candidate("new", rendered((Recipe(1),)))
+        assert "could not be written yet" in memory.problem and "readonly" in memory.problem
+        assert memory.candidate("work 1") is not None
+
+
+def vanish(folder):
+    shutil.rmtree(folder)
+
+
+def be_moved(folder):
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def be_replaced(folder):
+    other = Store(folder.with_name("other"))
+    fill(other, "other")
+    os.replace(other.file, folder / FILE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a file that is open")
+@pytest.mark.parametrize("happens", [vanish, be_moved, be_replaced])
+def test_a_store_that_vanishes_during_a_search_is_reported_and_begun_anew(store, find, caplog, happens):
+    class Losing(Red):
+        def score(self, images, prompts):
+            if self.scored == 3:
+                happens(store.folder)
+            return super().score(images, prompts)
+
+    whole, _ = find(None)
+    result, _ = find(store, verifier=Losing())
+    assert found(result) == found(whole)
+    [note] = result.log.warnings
+    assert "was deleted or replaced during the search, so 3 candidates" in note and str(store.file) in note
+    assert note in caplog.text
+    again, _ = find(store)
+    assert found(again) == found(whole)
+    assert len(again.log.recalled) == CANDIDATES - 3
+    assert again.log.warnings == []
+    others = {one["prompt"] for one in store.overview()["searches"]} - {""}
+    assert others == ({"prompt of other"} if happens is be_replaced else set())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a file that is open")
+def test_a_store_that_vanishes_for_good_is_reported(store, find):
+    class Losing(Red):
+        def score(self, images, prompts):
+            if self.scored == 3:
+                shutil.rmtree(store.folder)
+                store.folder.write_text("a file where the folder was")
+            return super().score(images, prompts)
+
+    result, _ = find(store, verifier=Losing())
+    assert found(result) == found(find(None)[0])
+    assert [note for note in result.log.warnings if "was deleted" in note]
+    assert [note for note in result.log.warnings if "no longer remembered" in note]
+
+
+def test_a_file_whose_number_is_another_each_time_is_written_all_the_same(store, monkeypatch):
+    numbers = itertools.count()
+    monkeypatch.setattr("noise_search.host.store._inode", lambda path: next(numbers))
+    with store.memory("key") as memory:
+        for index in range(10):
+            memory.keep_candidate(f"work {index}", rendered((Recipe(index),)))
+        assert memory.problem == ""
+    with store.memory("key") as memory:
+        assert all(memory.candidate(f"work {index}") is not None for index in range(10))
+
+
+def test_every_candidate_is_on_the_disk_before_the_next(store):
+    with store.memory("key") as memory:
+        assert memory.connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: synced at every commit
+        assert memory.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        memory.keep_candidate("one", rendered((Recipe(1),)))
+        with sqlite3.connect(store.file) as other:
+            assert other.execute("SELECT COUNT(*) FROM entries").fetchone() == (1,)
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path, find):
@@ -509,10 +617,66 @@ def test_beyond_the_limit_the_searches_not_used_for_longest_go(store):
     assert store.overview()["bytes"] < 24 * 2**20
 
 
-def test_the_search_under_way_is_not_deleted_however_large(store):
+def on_disk(store):
+    return sum(file.stat().st_size for file in store.folder.glob(f"{FILE}*"))
+
+
+def test_a_search_that_alone_is_too_large_loses_its_oldest_pictures_and_nothing_else(store):
     store.configure(limit_mb=16)
-    fill(store, "large", candidates=40, side=400)
-    assert store.overview()["searches"][0]["candidates"] == 40
+    pictures = torch.randint(0, 256, (1, 400, 400, 3), dtype=torch.uint8)  # 0.5 MB: random pixels do not compress
+    with store.memory("large") as memory:
+        for index in range(60):
+            memory.keep_candidate(f"work {index}", rendered((Recipe(index),), pictures))
+            assert on_disk(store) < 18 * 2**20  # the limit, and what SQLite has beside the file
+        assert memory.problem == ""
+        [note] = memory.notes
+        assert "limit 16 MB" in note and "oldest have no small picture" in note
+    with store.memory("large") as memory:
+        known = [memory.candidate(f"work {index}") for index in range(60)]
+    with_pictures = [one.thumbnails is not None for one in known]  # all are there
+    assert with_pictures == sorted(with_pictures) and 15 < sum(with_pictures) < 35
+    [listed] = store.overview()["searches"]
+    assert listed["candidates"] == 60
+    assert listed["bytes"] < 16 * 2**20
+
+
+def test_a_search_whose_scores_alone_are_too_many_keeps_the_first(store, monkeypatch):
+    monkeypatch.setattr("noise_search.host.store.SMALLEST_MB", 1)
+    store.configure(limit_mb=1)
+    recipe = Recipe(1)
+    for index in range(200):
+        recipe = recipe.then(Rotate(index, 12.5))
+    with store.memory("long") as memory:
+        for index in range(150):
+            memory.keep_candidate(f"work {index}", rendered((recipe,)))
+        assert "from here on are not remembered" in memory.notes[-1]
+    with store.memory("long") as memory:
+        known = [memory.candidate(f"work {index}") is not None for index in range(150)]
+    assert known == sorted(known, reverse=True) and 50 < sum(known) < 150
+    assert on_disk(store) < 2 * 2**20
+
+
+def test_a_search_makes_room_among_the_others_while_it_runs(store):
+    store.configure(limit_mb=16)
+    fill(store, "old", candidates=24, side=400)
+    pictures = torch.randint(0, 256, (1, 400, 400, 3), dtype=torch.uint8)
+    with store.memory("new") as memory:
+        for index in range(12):
+            memory.keep_candidate(f"work {index}", rendered((Recipe(index),), pictures))
+            assert on_disk(store) < 18 * 2**20
+        assert memory.notes == []
+        assert [one["prompt"] for one in store.overview()["searches"]] == [""]
+        assert all(memory.candidate(f"work {index}").thumbnails is not None for index in range(12))
+
+
+def test_a_search_too_large_for_the_store_goes_on_as_before(store, find, monkeypatch):
+    """Its pictures are gone; what it finds is not another."""
+    whole, _ = find(store)
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE entries SET thumbnails = NULL")
+    again, evaluated = find(store)
+    assert again.recipe == whole.recipe and torch.equal(again.image, whole.image)
+    assert (evaluated, again.log.warnings) == (STEPS, [])
 
 
 def test_a_smaller_limit_works_at_once(store):

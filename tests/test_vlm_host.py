@@ -218,8 +218,7 @@ class FakeClip:
     def decode(self, ids):
         return self.reply
 
-    def get_sd(self):
-        return {"w": torch.zeros(2)}
+    tokenizer = SimpleNamespace(state_dict=dict)
 
 
 def test_a_clip_that_cannot_see_is_refused():
@@ -247,15 +246,6 @@ def test_the_grader_reads_what_a_clip_writes():
     assert clip.options["do_sample"] is True and clip.options["seed"] == 1 and clip.options["top_k"] == 0
 
 
-def test_what_is_patched_onto_a_clip_is_in_the_identity():
-    def identity(patches, uuid):
-        clip = FakeClip()
-        clip.patcher = SimpleNamespace(patches=patches, patches_uuid=uuid)
-        return ClipVLM(clip).identity()
-
-    assert identity({}, "a") == identity({}, "b") != identity({"w": 1}, "a") != identity({"w": 1}, "b")
-
-
 @pytest.fixture(scope="module", params=[tiny_encoders.qwen_clip, tiny_encoders.gemma_clip], ids=["Qwen3-VL", "Gemma 3"])
 def seeing(request):
     """Text encoders of ComfyUI that see and write."""
@@ -275,6 +265,25 @@ def test_comfyuis_own_models_see_and_write(seeing, monkeypatch):
     assert drawn(image) == drawn(image) != drawn(torch.zeros(64, 64, 3))
     assert len(set(drawn(image))) > 1
     assert vlm.name == seeing.cond_stage_model.clip_name and vlm.identity() == vlm.identity()
+
+
+def test_what_is_patched_onto_a_clip_is_in_the_identity_and_in_whose_memory_it_was_is_not(seeing):
+    key, weight = next((name, one) for name, one in seeing.patcher.model.named_parameters() if one.ndim == 2)
+
+    def identity(strength):
+        clip = seeing.clone()
+        assert clip.add_patches({key: (torch.ones_like(weight),)}, strength) == [key]
+        return ClipVLM(clip).identity()
+
+    plain = ClipVLM(seeing).identity()
+    assert identity(0.5) == identity(0.5)
+    assert len({plain, identity(0.5), identity(0.7)}) == 3
+
+
+def test_what_the_tokeniser_has_in_its_file_is_in_the_identity():
+    words = FakeClip()
+    words.tokenizer = SimpleNamespace(state_dict=lambda: {"spiece_model": torch.ones(3, dtype=torch.uint8)})
+    assert ClipVLM(words).identity() != ClipVLM(FakeClip()).identity() == ClipVLM(FakeClip()).identity()
 
 
 def test_a_random_model_grades_nothing_and_the_error_shows_its_answer(seeing, monkeypatch):
