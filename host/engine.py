@@ -17,6 +17,7 @@ from ..search.engine import Recipes, Rendered, State
 from .batching import Batches, Sampled
 from .ensemble import Jury
 from .memory import with_memory
+from .pictures import in_colour
 from .sampling import Sampling
 from .trajectory import Trajectories
 from .verifier import HostedVerifier
@@ -312,7 +313,12 @@ def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
     mm.throw_exception_if_processing_interrupted()
     samples = latent["samples"]
     images = vae.decode(samples.unbind()[0] if samples.is_nested else samples)
-    return images.reshape(-1, *images.shape[-3:]) if images.ndim == 5 else images
+    if images.ndim not in (4, 5) or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
+        raise ValueError(
+            f"the VAE decoded the latent to {list(images.shape)}, and a search scores images [images, height, width, "
+            "3]. Connect the VAE of the image or video model."
+        )
+    return in_colour(images.reshape(-1, *images.shape[-3:]) if images.ndim == 5 else images)
 
 
 def bad_pixels(images: Sequence[torch.Tensor], name: str) -> str | None:

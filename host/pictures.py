@@ -27,3 +27,8 @@ def coarse(images: Iterable[torch.Tensor]) -> tuple[bytes, ...]:
         colours = torch.nn.functional.adaptive_avg_pool2d(image, COARSE).expand(3, -1, -1)
         found.append((255 * colours).round().to(torch.uint8).numpy().tobytes())
     return tuple(found)
+
+
+def in_colour(images: torch.Tensor) -> torch.Tensor:
+    """IMAGE with a grey channel [B, H, W, 1] as RGB, which ComfyUI's savers want; any other as it is."""
+    return images.expand(*images.shape[:-1], 3) if images.shape[-1] == 1 else images

@@ -116,6 +116,7 @@ class SearchProgress:
 
     def close(self) -> None:
         self.console.close()
+        self.run = None  # it leads back here, and to the models: they would wait for the garbage collector
 
     def _show(self, preview: Any) -> None:
         # Full only at the end: winners may have to be rendered once more.

@@ -148,12 +148,12 @@ class Sampling:
     @cached_property
     def deterministic(self) -> bool:
         """Whether the sampler adds no noise of its own. One that cannot be rehearsed may add some."""
-        return self.steps == 0 or self._rehearsed(Rehearsal.adds_noise) is False
+        return self.steps == 0 or self.rehearsed(Rehearsal.adds_noise) is False
 
     @cached_property
     def mixes_rows(self) -> bool:
         """Whether the sampler, with no model, lets the items of a batch influence each other. For a single item."""
-        return self._rehearsed(Rehearsal.mixes_rows) is not False
+        return self.rehearsed(Rehearsal.mixes_rows) is not False
 
     @cached_property
     def _last_seed(self) -> int:
@@ -162,7 +162,7 @@ class Sampling:
         rehearsal = Rehearsal(self)
         return -1 if not rehearsal.takes(LAST_SEED) and rehearsal.takes(-1) else LAST_SEED
 
-    def _rehearsed(self, question: Callable[[Rehearsal], T]) -> T | None:
+    def rehearsed(self, question: Callable[[Rehearsal], T]) -> T | None:
         """The answer, or None where the sampler cannot be tried without its model."""
         try:
             return question(Rehearsal(self))
@@ -181,7 +181,7 @@ class Sampling:
         falls = all(high > low >= 0 for high, low in pairwise(sigmas))
         if not self.steps or not broken and falls:
             return
-        end = self._rehearsed(Rehearsal.ends)  # for some samplers it may rise, and some look at its ends only
+        end = self.rehearsed(Rehearsal.ends)  # for some samplers it may rise, and some look at its ends only
         if end is None and not broken:
             return
         parts = [] if end is None else end.unbind() if end.is_nested else [end]

@@ -22,6 +22,7 @@ from ..search.remember import RememberingEngine
 from ..search.replay import ReplayRecipe
 from ..search.run import Algorithm, StaleMemory
 from ..search.run import search as run_search
+from ..search.zero_order import ZeroOrderSearch
 from ..version import __version__
 from . import travel
 from .content import Content, files_behind, read_search
@@ -36,6 +37,7 @@ from .prompt_text import FoundPrompt, all_nodes, find_prompt, host_input_types, 
 from .prompt_words import has_system_text, is_empty, plain_text
 from .sampling import Sampling
 from .store import Store, StoredMemory
+from .trajectory import Trajectories
 from .travel import Winners
 from .verifier import HostedVerifier
 
@@ -198,6 +200,8 @@ def search(
     sampling = make_sampling()
     sampling.check()
     algorithm = algorithm or RandomSearch()
+    if sampling.steps and (candidates > 1 or isinstance(algorithm, ReplayRecipe)):
+        check_search(algorithm, sampling)
     if isinstance(algorithm, ReplayRecipe):
         candidates = 1
     if sampling.steps == 0:
@@ -226,6 +230,17 @@ def search(
         result = replace(result, top_recipes=winners.recipes)
     write_metadata(result, prompt, graph)
     return result
+
+
+def check_search(algorithm: Algorithm, sampling: Sampling) -> None:
+    """Raises ValueError where an algorithm cannot do anything with this sampling, before anything is sampled."""
+    if algorithm.path():
+        Trajectories(sampling).check(algorithm.path()[0].start)
+    if isinstance(getattr(algorithm, "inner", algorithm), ZeroOrderSearch) and sampling.latent["samples"].is_nested:
+        raise ValueError(
+            f"{algorithm.name} turns noises, which cannot be done for a latent made of several tensors (audio with "
+            "video). Use Random Search."
+        )
 
 
 @dataclass

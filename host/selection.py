@@ -18,7 +18,7 @@ from .engine import bad_pixels, join_rows, take_row
 from .ensemble import Jury, cuts
 from .noise import RecipeNoise, recipes_of
 from .prompt_words import plain_text
-from .verifier import HostedVerifier
+from .verifier import HostedVerifier, check_images
 
 ACROSS = "these are scores of {count} different prompts, which cannot be compared with each other"
 log_to_console = logging.getLogger(__name__)
@@ -76,17 +76,12 @@ def score_images(
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
     _check_words(prompts, verifier)
     rows, jury = images[0].shape[0], Jury(verifier)
+    for index, batch in enumerate(images):
+        check_candidate(index, batch, rows)
     bar = comfy.utils.ProgressBar(len(images))
     values = []
     for index, batch in enumerate(images):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if batch.shape[0] != rows:
-            raise ValueError(
-                f"candidate {index} has {batch.shape[0]} images and candidate 0 has {rows}: "
-                f"every candidate needs the same number of images to be compared"
-            )
-        if problem := bad_pixels([batch], f"candidate {index}"):
-            raise ValueError(problem)
         prompt = prompts[index if len(prompts) > 1 else 0]
         # one image at a time (below), so that a candidate's score never depends on what else is in its batch
         score = partial(_score_rows, batch, prompt)
@@ -117,6 +112,21 @@ def _check_words(prompts: Sequence[str | None], verifier: HostedVerifier) -> Non
                 f"{which} has no words to judge the image by{shown}: take the line out, with its image, or write what "
                 "the image should show"
             )
+
+
+def check_candidate(index: int, images: torch.Tensor, rows: int) -> None:
+    """Raises ValueError, before anything is scored, where a candidate's images cannot be."""
+    if images.shape[0] != rows:
+        raise ValueError(
+            f"candidate {index} has {images.shape[0]} images and candidate 0 has {rows}: "
+            f"every candidate needs the same number of images to be compared"
+        )
+    if problem := bad_pixels([images], f"candidate {index}"):
+        raise ValueError(problem)
+    try:
+        check_images(images)
+    except ValueError as error:
+        raise ValueError(f"candidate {index}: {error}") from None
 
 
 def _score_rows(batch: torch.Tensor, prompt: str, verifier: HostedVerifier) -> torch.Tensor:

@@ -49,6 +49,24 @@ class Trajectories:
         self.sampling = sampling
         self.model_sampling = sampling.guider.model_patcher.get_model_object("model_sampling")
 
+    def check(self, level: float) -> None:
+        """Raises ValueError, before anything is sampled, where no path can be paused at this level."""
+        try:
+            sigmas = self.between(1.0, level)
+        except ValueError:  # which the search says where it gets there
+            return
+        end = self.sampling.rehearsed(lambda rehearsal: rehearsal.ends(sigmas))
+        if end is not None:
+            self._keeps(self.sampling.latent["samples"].shape, end.shape)
+
+    def _keeps(self, before: torch.Size, after: torch.Size) -> None:
+        if before != after:
+            raise ValueError(
+                f"the sampler {self.sampling.settings.get('sampler', '')} changes the size of the latent on its way, "
+                f"from {list(before)} to {list(after)}, so no path can go back up in noise from there. Use another "
+                "sampler, or another search."
+            )
+
     def start(self, recipes: Sequence[Recipe]) -> State:
         """The initial noise of these recipes, one per item."""
         sampling = self.sampling
@@ -59,7 +77,10 @@ class Trajectories:
         """Samples down to a noise level; 0 is the end of the schedule."""
         sigmas = self.between(state.level, level)
         noise, samples, sampler = self._begin(state, self.sampling.sampler)
+        size = samples.shape
         samples, x0 = self.sampling.run(noise, samples, sigmas, state.latent.seed, callback, sampler)
+        if level > 0:
+            self._keeps(size, samples.shape)
         nothing = samples.new_zeros(()).expand_as(samples)  # takes no memory: there may be many branches
         x0 = x0.cpu() if x0 is not None and level <= 0 else None
         return State(state.recipes, level, Point(samples, nothing, state.latent.seed, True, x0))

@@ -24,6 +24,7 @@ from .memory import is_oom
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FAR_ABOVE_1 = 16.0  # sharpening and the like overshoot, an image of 0 to 255 is far beyond
 ACTIVATION_BYTES = 512 * 2**20  # a ViT-H on one image in float32 stays below
 
 
@@ -152,6 +153,11 @@ def check_images(images: Any) -> torch.Tensor:
     ):
         found = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images to score must be [images, height, width, 3], found {found}; connect a decoded IMAGE")
+    if not images.dtype.is_floating_point or images.amax() >= FAR_ABOVE_1:
+        raise ValueError(
+            f"images to score must be numbers from 0 to 1, found {images.dtype} up to {images.amax().item():g}"
+            " in them; an image of 0 to 255 must be divided by 255"
+        )
     images = images.detach().to(torch.float32)
     images = (images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]).contiguous()
     for index, image in enumerate(images):

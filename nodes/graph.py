@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.noise import RecipeNoise, candidates
+from ..host.pictures import in_colour
 from ..host.progress import send_text
 from ..host.search import Graph, system_text_notes, verifier_prompts
 from ..host.selection import score_images, select
@@ -95,7 +96,7 @@ class VerifierScore(io.ComfyNode):
         notes = system_text_notes(told, verifier[0])
         scores = score_images(image, verifier[0], [one.text for one in told], notes)
         send_text(scores.summary(), graph.node_id)
-        shown = [ui.PreviewImage(batch, cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
+        shown = [ui.PreviewImage(in_colour(batch), cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
         return io.NodeOutput(scores, scores.flat(), ui={"images": [entry for batch in shown for entry in batch]})
 
 

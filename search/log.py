@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import torch
@@ -247,6 +247,18 @@ class SearchLog:
                 return False
         return True
 
+    def same_picture(self) -> tuple[Candidate, Candidate] | None:
+        """Two candidates of one stage with other noises and the same picture, to the last digit of their values."""
+        for stage in (FINAL, DRAFT, PREVIEW):
+            seen: dict[Any, list[Candidate]] = {}
+            for candidate, row in product(self.of_stage(stage), range(self.rows)):
+                alike = seen.setdefault((row, repr(candidate.values[row])), [])
+                for other in alike:
+                    if self._is_copy(other, candidate, row):
+                        return other, candidate
+                alike.append(candidate)
+        return None
+
     def gate_warnings(self) -> list[str]:
         """What to tell the user where an item of the batch has no final that passes all gates; at most one text."""
         rows = [row for row in range(self.rows) if self.of_stage() and self.merits(row)[self.order(row)[0]][0] < 0]
@@ -319,6 +331,14 @@ class SearchLog:
         }
         return portable(data)
 
+    def _is_copy(self, first: Candidate, second: Candidate, row: int) -> bool:
+        """Whether two candidates of the same values have the same picture though their noises are others."""
+        if _noises(first.recipes[row]) == _noises(second.recipes[row]):
+            return False
+        pictures = [self.thumbnails.get((one.index, row)) for one in (first, second)]
+        shown = [picture for picture in pictures if picture is not None and picture.amin() < picture.amax()]
+        return len(shown) == 2 and torch.equal(*shown)  # two that are all black say nothing
+
     def _forget_thumbnails(self) -> None:
         """Bounded memory: beyond MAX_THUMBNAILS, the lowest-ranked pictures go first; stock (candidate 0) stays."""
         excess = len(self.thumbnails) - MAX_THUMBNAILS
@@ -349,6 +369,11 @@ class SearchLog:
                 orders[stage] = best_first if self.has_stock else among.tolist()
             self._ranked[row] = ranking = _Ranking(scores, vetoes, orders)
         return ranking
+
+
+def _noises(recipe: Recipe) -> tuple[Any, ...]:
+    """All that is drawn for a recipe. A pause on the way adds nothing."""
+    return recipe.seed, recipe.moves, tuple(jump for jump in recipe.jumps if jump.to > jump.start)
 
 
 def told_apart(value: float, gate: float) -> tuple[str, str]:

@@ -271,13 +271,33 @@ def search(
     if log.dropped:
         log.warnings.append(f"{len(log.dropped)} candidates were dropped. The last: {log.dropped[-1]}")
     log.warnings += log.gate_warnings()
-    if any(log.hardly_varies(row) for row in range(log.rows)):
+    copies = log.same_picture()
+    if copies is not None:
+        log.warnings.append(_of_copies(*copies))
+    elif any(log.hardly_varies(row) for row in range(log.rows)):
         log.warnings.append(
             "The scores hardly vary between candidates (by less than 1 % of the verifier's usual range), so there is "
             "little that a search can find. Distilled models give nearly the same image for every seed; else denoise, "
             "or in Zero-Order Search the angle, may be too low."
         )
     return pool
+
+
+def _of_copies(first: Candidate, second: Candidate) -> str:
+    """What to tell the user of two candidates with other noises and one picture."""
+    text = f"Another noise gave the same picture (candidates {first.index} and {second.index}): "
+    told = zip(first.recipes, second.recipes, strict=False)
+    if all((one.seed, one.jumps) == (other.seed, other.jumps) for one, other in told):
+        return text + (
+            "something before or inside the sampler draws its own noise from the seed instead, as AnimateDiff does "
+            "with a seed offset or a noise type. This search keeps the seed and cannot find anything so; use Random "
+            "Search, which takes another seed each time, or switch that noise off. (Else denoise is close to 0, or the "
+            "mask is empty.)"
+        )
+    return text + (
+        "something before or inside the sampler draws its own noise from a seed of its own instead, or starts without "
+        "any (a schedule or denoise close to 0). No search can find anything so; switch that off, or raise denoise."
+    )
 
 
 def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:

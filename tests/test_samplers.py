@@ -1,6 +1,7 @@
 """What the searches must know of each of ComfyUI's samplers: whether it draws noise of its own, and what it costs."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from noise_search.search.recipe import Recipe
 from noise_search.search.zero_order import STUCK, ZeroOrderSearch
 from test_any_model import AnyVae, setup_of
 from test_host_conformance import Contrast
-from tiny_models import sd3
+from tiny_models import ltxav, sd3
 
 import nodes as comfy_nodes
 
@@ -336,6 +337,118 @@ def test_a_latent_that_is_no_picture_is_refused_before_sampling(latent, what):
     inputs = (8, setup.cfg, "euler", "simple", setup.positive, setup.negative, latent)
     with pytest.raises(ValueError, match=what):
         Sampling.ksampler(setup.model, *inputs)
+
+
+class Decodes:
+    """A VAE that gives something of this shape."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def decode(self, samples):
+        return torch.rand(self.shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", [(1, 16384, 2), (1, 8, 8, 2), (0, 8, 8, 3)])
+def test_a_vae_that_gives_no_images_is_named_at_the_first_candidate(shape):
+    sampling = sampling_of("euler", steps=3)
+    text = rf"decoded the latent to \{list(shape)}".replace("]", r"\]")
+    with pytest.raises(ValueError, match=text):
+        whole_search(lambda: sampling, Decodes(*shape), Contrast(), 1, 4, "", 1, Graph(), "positive")
+    assert sampling.evaluations.rows == 3
+
+
+def test_the_images_of_a_grey_vae_come_out_grey_in_colour():
+    sampling = sampling_of("euler", steps=3)
+    found = whole_search(lambda: sampling, Decodes(1, 8, 8, 1), Contrast(), 1, 2, "", 1, Graph(), "positive")
+    grey = Decodes(1, 8, 8, 1).decode(None)
+    assert torch.equal(found.image, grey.expand(-1, -1, -1, 3))
+    assert all(picture.shape[-1] == 3 for picture in found.log.thumbnails.values())
+
+
+# Samplers that do more than sample
+
+
+def grows(model, x, sigmas, extra_args=None, callback=None, disable=None, at=0):
+    """An Euler that goes on with a larger latent after a step."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * x.new_ones([x.shape[0]]), **extra_args)
+        callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        x = denoised + (x - denoised) * (sigmas[i + 1] / sigmas[i])
+        if i == at:
+            x = torch.nn.functional.interpolate(x, scale_factor=2)
+    return x
+
+
+def by_a_pack(function, algorithm, candidates=6, steps=STEPS):
+    """(the sampling, a whole search with a pack's sampler), the search not yet begun."""
+    sampling = sampling_of("euler", steps)
+    sampling.sampler = comfy.samplers.KSAMPLER(function)
+    return sampling, lambda: whole_search(
+        lambda: sampling, AnyVae(), Contrast(), 1, candidates, "", 1, Graph(), "positive", algorithm
+    )
+
+
+@pytest.mark.parametrize("algorithm", [SearchOverPaths(paths=1), DraftAndFinal(SearchOverPaths(paths=1), 3)])
+def test_paths_refuse_a_sampler_that_changes_the_latents_size_before_anything_is_sampled(algorithm):
+    sampling, run = by_a_pack(grows, algorithm, candidates=12)
+    with pytest.raises(ValueError, match=r"changes the size .* from \[1, 16, 8, 8\] to \[1, 16, 16, 16\], so no path"):
+        run()
+    assert sampling.evaluations.rows == 0
+
+
+def test_a_path_says_where_the_size_changes_on_its_way():
+    def late(model, x, sigmas, **more):
+        return grows(model, x, sigmas, at=0 if float(sigmas[0]) < 0.95 else 99, **more)
+
+    sampling, run = by_a_pack(late, SearchOverPaths(paths=1, sigma=0.5, forward=0.3, backward=0.4), candidates=12)
+    with pytest.raises(ValueError, match="changes the size of the latent on its way"):
+        run()
+
+
+@pytest.mark.parametrize("algorithm", [RandomSearch(), ZeroOrderSearch(), DraftAndFinal(draft_steps=3)])
+def test_the_other_searches_take_a_sampler_that_changes_the_latents_size(algorithm):
+    _, run = by_a_pack(grows, algorithm)
+    assert run().latent["samples"].shape == (1, 16, 16, 16)
+
+
+def from_the_seed(model, x, sigmas, extra_args=None, **more):
+    """Starts from noise of its own, whatever it is given."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(extra_args["seed"]))
+    return added_by_a_pack(model, noise * sigmas[0], sigmas, extra_args, eta=0.0, **more)
+
+
+def always_the_same(model, x, sigmas, extra_args=None, **more):
+    return from_the_seed(model, x, sigmas, {**extra_args, "seed": 5}, **more)
+
+
+@pytest.mark.parametrize(
+    ("function", "algorithm", "what"),
+    [
+        (
+            from_the_seed,
+            ZeroOrderSearch(),
+            r"same picture \(candidates 0 and 1\): .* from the seed instead.* Random",
+        ),
+        (always_the_same, RandomSearch(), r"same picture \(candidates 0 and 1\): .* a seed of its own instead"),
+        (from_the_seed, RandomSearch(), None),
+        (always_the_same, SearchOverPaths(paths=1), "same picture"),
+    ],
+)
+def test_noise_that_does_not_arrive_is_said(function, algorithm, what):
+    _, run = by_a_pack(function, algorithm)
+    warnings = [text for text in run().log.warnings if "same picture" in text or "hardly" in text]
+    assert len(warnings) == (what is not None)
+    assert what is None or re.search(what, warnings[0])
+
+
+def test_zero_order_search_refuses_a_latent_of_several_tensors_before_sampling():
+    setup = setup_of(ltxav())
+    inputs = (setup.model, 3, setup.cfg, "euler", "simple", setup.positive, setup.negative, setup.latent)
+    sampling = Sampling.ksampler(*inputs)
+    with pytest.raises(ValueError, match="zero-order search turns noises, which cannot be done .* Use Random Search"):
+        whole_search(lambda: sampling, AnyVae(), Contrast(), 1, 4, "", 1, Graph(), "positive", ZeroOrderSearch())
+    assert sampling.evaluations.rows == 0
 
 
 # Cost

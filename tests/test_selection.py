@@ -9,6 +9,7 @@ from noise_search.host.ensemble import VerifierEnsemble, cuts, gated
 from noise_search.host.noise import NearNoise, RecipeNoise, candidates
 from noise_search.host.selection import Scores, score_images, select
 from noise_search.host.verifier import load_demo_verifier
+from noise_search.nodes.graph import VerifierScore
 from noise_search.search.recipe import Recipe, Rotate
 
 
@@ -42,6 +43,47 @@ def test_winners_of_different_sizes_cannot_make_one_batch():
 def test_an_image_with_nan_names_the_candidate(brightness):
     with pytest.raises(ValueError, match="candidate 1 has pixels that are not numbers"):
         score_images([picture(0.5), picture(float("nan"))], brightness, [""])
+
+
+class Untouched:
+    """A verifier that nothing may reach."""
+
+    members, needs_prompt, usual_range = ("none",), False, None
+
+    def score(self, images, prompts):
+        raise AssertionError("scored before all images were looked at")
+
+
+@pytest.mark.parametrize(
+    ("image", "what"),
+    [
+        (torch.zeros(0, 4, 4, 3), "candidate 1 has 0 images"),
+        (
+            torch.zeros(1, 4, 4, 2),
+            r"candidate 1: images .* \[images, height, width, 3\], found \[1, 4, 4, 2\]",
+        ),
+        (torch.zeros(1, 4, 4), r"found \[1, 4, 4\]"),
+        (255 * torch.ones(1, 4, 4, 3), "candidate 1: .* from 0 to 1, found torch.float32 up to 255 .* divided by 255"),
+        (torch.ones(1, 4, 4, 3, dtype=torch.uint8), "found torch.uint8 up to 1 "),
+        (torch.full((1, 4, 4, 3), float("inf")), "candidate 1 has pixels that are not numbers"),
+    ],
+)
+def test_an_image_that_cannot_be_scored_is_named_before_any_is_scored(image, what):
+    with pytest.raises(ValueError, match=what):
+        score_images([picture(0.5), image], Untouched(), [""])
+
+
+def test_no_images_at_all_are_named():
+    with pytest.raises(ValueError, match=r"candidate 0: images to score must be .* found \[0, 4, 4, 3\]"):
+        score_images([torch.zeros(0, 4, 4, 3)], Untouched(), [""])
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_images_and_those_with_alpha_are_scored_and_shown(channels, brightness):
+    images = [torch.full((1, 4, 4, channels), level) for level in (0.25, 0.75)]
+    out = VerifierScore.execute(images, [brightness], [""])
+    assert out.args[1] == [0.25, 0.75]
+    assert len(out.ui["images"]) == 2
 
 
 def test_candidates_with_different_numbers_of_images_are_refused(brightness):
