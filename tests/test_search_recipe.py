@@ -299,6 +299,15 @@ def test_a_row_of_a_large_batch_is_that_of_the_whole(small_chunks, seed, batch, 
     assert torch.equal(recipe.noise((1, *item)), as_defined(recipe, (1, *item)))
 
 
+@pytest.mark.parametrize("item", [(2,), (3,), (7,), (16,), (31,)])
+def test_every_row_of_a_large_batch_is_that_of_the_whole(small_chunks, item):
+    """Also the last ones, whose numbers torch draws in another way than the rest."""
+    whole = Recipe(7, (Rotate(8, 18.0),), None, 41)
+    expected = as_defined(whole, (1, *item))
+    for row in range(41):
+        assert torch.equal(whole.for_row(row).noise((1, *item)), expected[row : row + 1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_noise_of_another_type_is_turned_in_that_type(dtype):
     """A host that draws in the latent's type rounds after every move."""
