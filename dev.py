@@ -201,6 +201,8 @@ def show(command: Sequence[str | Path]) -> str:
 def stream(command: Sequence[str | Path], lock: Lock, on_line: Callable[[str | None], None]) -> tuple[int, list[str]]:
     """Runs a command; on_line gets each line of its output, and None four times a second of silence."""
     lines: queue.Queue[str | None] = queue.Queue()
+    environment = clean_environment()
+    environment.pop("FORCE_COLOR", None)  # its lines are read, shown and logged as plain text
     process = subprocess.Popen(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -209,7 +211,7 @@ def stream(command: Sequence[str | Path], lock: Lock, on_line: Callable[[str | N
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=clean_environment(),
+        env=environment,
         cwd=ROOT,
         **lock.shared_with_child(),
     )

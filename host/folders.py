@@ -26,8 +26,8 @@ REWARDS = "image_reward"
 REWARD_FOLDERS = (REWARDS, "ImageReward")  # where other packs keep it
 NONE_FOUND = "(none found)"  # as long as a node of the usual width shows; saved workflows may have it with more words
 A_CLIP = (
-    "Make a folder in models/verifiers, such as ViT-B-32, and put open_clip_config.json and "
-    "open_clip_model.safetensors of huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K (MIT licence, 605 MB) into it"
+    "Put open_clip_config.json and open_clip_model.safetensors (MIT licence, 605 MB) of "
+    "huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K into a folder such as models/verifiers/ViT-B-32"
 )
 
 
@@ -135,16 +135,21 @@ def _vlms() -> dict[str, Path]:
 
 
 def _chosen(name: str, found: dict[str, Path], kind: str, folders: Sequence[str], files: str) -> Path:
-    """The file or folder of an entry; on any other name VerifierError: what there is and where, or what to get."""
+    """The file or folder of an entry; on any other name VerifierError: first what to do, then what there is and where.
+
+    The front end cuts long messages, and the folders of a user's extra_model_paths.yaml are long.
+    """
     if name in found:
         return found[name]
     where = " or ".join(path for folder in folders for path in folder_paths.get_folder_paths(folder))
     if close := difflib.get_close_matches(name, found, n=1):
-        raise VerifierError(f"no {kind} {name!r} in {where}; did you mean {close[0]!r}?")
-    none = name.startswith(NONE_FOUND.rstrip(")"))
-    asked = f"{kind} is chosen. Looked in" if none else f"{kind} {name!r} in"
-    listed = f"found: {', '.join(sorted(found))}" if found else "found none"
-    raise VerifierError(f"no {asked} {where}; {listed}. {files}. Nothing is downloaded by itself")
+        raise VerifierError(f"no {kind} {name!r} here; did you mean {close[0]!r}? Looked in {where}")
+    refresh = f"{files}, then press R in ComfyUI and choose it"
+    looked = f"Looked in {where}. Nothing is downloaded by itself"
+    choose = f"Choose one of: {', '.join(sorted(found))}. For another: {refresh[0].lower()}{refresh[1:]}"
+    if not name.startswith(NONE_FOUND.rstrip(")")):
+        raise VerifierError(f"no {kind} {name!r} here. {choose if found else refresh}. {looked}")
+    raise VerifierError(f"{choose}. {looked}" if found else f"{refresh}: no {kind} is here. {looked}")
 
 
 def _heads() -> dict[str, Path]:

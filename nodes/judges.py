@@ -7,12 +7,15 @@ from comfy_api.latest import io
 from ..host.folders import checked, clip_choices, clip_model_path, head_choices, head_path, reward_choices, reward_path
 from ..host.verifier import fingerprint, load_aesthetic, load_hps, load_imagereward, load_pickscore
 from ..verifiers.hps import FILES as HPS_FILES
+from ..verifiers.imagereward import FILES as REWARD_FILES
 from ..verifiers.pickscore import FILES as PICKSCORE_FILES
 from . import types
 
 
-def _model_input(first: str, tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input("model_name", options=clip_choices(first), tooltip=f"{tooltip} Nothing is downloaded.")
+def _model_input(first: str, files: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "model_name", options=clip_choices(first), tooltip=f"{files}, then press R. Nothing is downloaded."
+    )
 
 
 class PickScore(io.ComfyNode):
@@ -27,8 +30,7 @@ class PickScore(io.ComfyNode):
             inputs=[
                 _model_input(
                     "pick",
-                    "PickScore v1, from models/verifiers: a folder with config.json and model.safetensors of "
-                    "yuvalkirstain/PickScore_v1 (MIT licence, 3.94 GB), or model.safetensors alone.",
+                    PICKSCORE_FILES,
                 ),
                 types.towers_precision_input(),
             ],
@@ -60,8 +62,7 @@ class HPS(io.ComfyNode):
             inputs=[
                 _model_input(
                     "hps",
-                    "HPS, from models/verifiers: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2 "
-                    "(Apache-2.0 licence, 1.97 GB each).",
+                    HPS_FILES,
                 ),
                 types.towers_precision_input(),
             ],
@@ -95,9 +96,8 @@ class ImageReward(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=reward_choices(),
-                    tooltip="ImageReward.pt of THUDM/ImageReward (Apache-2.0 licence, 1.79 GB), from models/verifiers, "
-                    "models/image_reward or models/ImageReward, with BERT's vocab.txt beside it. Nothing is "
-                    "downloaded.",
+                    tooltip=f"{REWARD_FILES}, then press R. models/image_reward and models/ImageReward will do too. "
+                    "Nothing is downloaded.",
                 ),
                 types.towers_precision_input("reward"),
             ],
@@ -135,7 +135,7 @@ class Aesthetic(io.ComfyNode):
                 io.Combo.Input(
                     "head_name",
                     options=head_choices(),
-                    tooltip="A head from models/aesthetic or models/verifiers, such as "
+                    tooltip="Put a head into models/aesthetic or models/verifiers and press R, such as "
                     "sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 licence). Nothing is downloaded.",
                 ),
             ],

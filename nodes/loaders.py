@@ -23,9 +23,9 @@ class CLIPScore(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=clip_choices(),
-                    tooltip="A CLIP or SigLIP with both towers, from models/verifiers: a transformers or open_clip "
-                    "folder, or one weight file; or a file with both towers from models/clip_vision or "
-                    "models/text_encoders. Nothing is downloaded.",
+                    tooltip="Put a CLIP or SigLIP with both towers into models/verifiers and press R: a folder of "
+                    "transformers or open_clip, or one weight file. Files with both towers in models/clip_vision or "
+                    "models/text_encoders are listed too. Nothing is downloaded.",
                 ),
                 types.towers_precision_input(),
                 io.String.Input(

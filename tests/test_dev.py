@@ -384,7 +384,8 @@ def test_a_broken_environment_is_made_again(dev, environment, lock):
     assert (site(later) / "alpha.py").is_file()
 
 
-def test_a_failed_install_shows_the_command_the_last_lines_and_what_to_do(dev, environment):
+def test_a_failed_install_shows_the_command_the_last_lines_and_what_to_do(dev, environment, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
     with pytest.raises(dev.Failure) as caught:
         install(dev, environment, "alpha", "there-is-no-such-package", name="the layer")
     text = str(caught.value)
@@ -637,7 +638,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_one_bar_that_never_goes_back(dev):
+def test_one_bar_that_never_goes_back(dev, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     out = Terminal()
     bar = dev.Bar("Setting up", out)
     for fraction in (0.0, 0.5, 0.2, 0.9):

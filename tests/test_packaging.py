@@ -108,7 +108,9 @@ def test_no_page_links_to_what_the_archive_lacks(packed, page):
 
 def test_the_readme_says_which_commands_need_a_clone(packed):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = {re.sub(r"[^/]*$", "", name) or name for name in re.findall(r"(?:[\w.-]+/)*[\w-]+\.(?:py|toml|txt)", text)}
+    named = {
+        re.sub(r"[^/]*$", "", name) or name for name in re.findall(r"(?:[\w.-]+/)*[\w-]+\.(?:py|sh|toml|txt)", text)
+    }
     absent = {name for name in named if not any(file.startswith(name) for file in packed)}
     [said] = [line for line in text.splitlines() if "need a clone" in line]
     assert {name for name in absent if f"`{name}`" not in said} == set()

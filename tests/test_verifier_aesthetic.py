@@ -356,7 +356,7 @@ class TestInComfyUI:
         from noise_search.host import folders
 
         (models / "outside.pth").write_bytes(b"x")
-        with pytest.raises(VerifierError, match="no aesthetic head .*found none"):
+        with pytest.raises(VerifierError, match="no aesthetic head .* here. Put one of"):
             folders.head_path(name)
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models, clip_vision):

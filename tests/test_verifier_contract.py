@@ -1,5 +1,8 @@
 """What every verifier of the registry keeps, and the registry itself."""
 
+import importlib.util
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -9,7 +12,7 @@ import tiny_vlms
 import torch
 import vlm_server
 from noise_search.verifiers import registry
-from noise_search.verifiers.base import Verifier, VerifierError
+from noise_search.verifiers.base import Verifier, VerifierError, install_command
 
 PROMPTS = ["a red circle", "two small squares above a circle", "a red circle"]
 
@@ -147,13 +150,49 @@ def test_a_missing_package_is_said_when_the_verifier_is_used(monkeypatch):
 
 @pytest.mark.parametrize("package", ["open_clip", "transformers"])
 def test_clip_score_says_what_to_install(monkeypatch, tmp_path, package):
-    import sys
-
     if package == "open_clip":
         tiny_clips.save_open_clip_folder(tmp_path)
     else:
         tiny_clips.save_hf_clip_folder(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
     name = {"open_clip": "open_clip_torch"}.get(package, package)
-    with pytest.raises(VerifierError, match=f"python -m pip install {name}"):
+    with pytest.raises(
+        VerifierError, match=rf"needs the Python package {name}, .*restart ComfyUI: `.*pip install .*{name}`$"
+    ):
         registry.get("clip_score").load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("platform", "python", "pip", "command"),
+    [
+        ("linux", "/srv/comfy/bin/python3", True, "/srv/comfy/bin/python3 -m pip install a b"),
+        ("linux", "/srv/A B/python", True, "'/srv/A B/python' -m pip install a b"),
+        (
+            "darwin",
+            "/Applications/A B/.venv/bin/python",
+            False,
+            "uv pip install --python '/Applications/A B/.venv/bin/python' a b",
+        ),
+        ("win32", r"D:\c\python_embeded\python.exe", True, r"D:\c\python_embeded\python.exe -m pip install a b"),
+        ("win32", r"D:\A & B\python.exe", True, r'"D:\A & B\python.exe" -m pip install a b'),
+        (
+            "win32",
+            r"C:\c\.venv\Scripts\python.exe",
+            False,
+            r"uv pip install --python C:\c\.venv\Scripts\python.exe a b",
+        ),
+        ("linux", "", True, "python -m pip install a b"),
+    ],
+)
+def test_what_installs_a_package_names_the_python_that_runs(monkeypatch, platform, python, pip, command):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if pip else None)
+    assert install_command("a", "b") == command
+
+
+def test_the_command_runs_in_this_shell():
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("this Python has no pip")
+    command = install_command("--help")
+    assert subprocess.run(command, shell=True, capture_output=True).returncode == 0

@@ -463,6 +463,6 @@ def test_a_kernel_that_a_folder_names_is_not_fetched(tmp_path):
 
 def test_missing_package():
     with pytest.raises(
-        VerifierError, match="scoring needs the Python package no-such-thing.*pip install no-such-thing"
+        VerifierError, match="scoring needs the Python package no-such-thing.*pip install .*no-such-thing`$"
     ):
         require("no_such_thing", "no-such-thing", "scoring")

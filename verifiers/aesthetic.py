@@ -15,10 +15,10 @@ from .preprocess import Preprocess
 from .weights import content_hash, read_weights, tensors_hash
 
 FILES = (
-    "A head is a small file in models/aesthetic: sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 licence, "
-    "3.7 MB) of github.com/christophschuhmann/improved-aesthetic-predictor, sa_0_4_vit_l_14_linear.pth (LAION v1, MIT "
-    "licence, 4 KB) of github.com/LAION-AI/aesthetic-predictor, or aesthetic_predictor_v2_5.pth (V2.5, AGPL-3.0 "
-    "licence, 2.6 MB) of github.com/discus0434/aesthetic-predictor-v2-5"
+    "Put one of these small files into models/aesthetic: sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 "
+    "licence, 3.7 MB) of github.com/christophschuhmann/improved-aesthetic-predictor, sa_0_4_vit_l_14_linear.pth (LAION "
+    "v1, MIT licence, 4 KB) of github.com/LAION-AI/aesthetic-predictor, or aesthetic_predictor_v2_5.pth (V2.5, "
+    "AGPL-3.0 licence, 2.6 MB) of github.com/discus0434/aesthetic-predictor-v2-5"
 )
 POOLING = "vision_model.head."
 POOLING_TENSORS = {"probe", "attention.in_proj_weight", "attention.in_proj_bias"} | {

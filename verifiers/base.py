@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import re
+import shlex
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Protocol, runtime_checkable
@@ -49,6 +53,22 @@ class Verifier(Protocol):
         ...
 
 
+def install_command(*packages: str) -> str:
+    """The command that installs packages into the Python that runs this, for the terminal of its system.
+
+    ComfyUI's Python is seldom the one that `python` means: the portable version has python_embeded, the desktop version
+    an environment made by uv, in which there is no pip.
+    """
+    python = sys.executable or "python"
+    if sys.platform == "win32":
+        python = f'"{python}"' if re.search(r"[^\w\\/:.-]", python) else python  # for cmd.exe
+    else:
+        python = shlex.quote(python)
+    if importlib.util.find_spec("pip"):
+        return f"{python} -m pip install {' '.join(packages)}"
+    return f"uv pip install --python {python} {' '.join(packages)}"
+
+
 def require(module: str, package: str, purpose: str) -> ModuleType:
     """Imports an optional package, or raises VerifierError that says what to install."""
     try:
@@ -56,5 +76,5 @@ def require(module: str, package: str, purpose: str) -> ModuleType:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a compiled part made for another torch
         raise VerifierError(
             f"{purpose} needs the Python package {package}, which cannot be imported ({error}); "
-            f"install it into ComfyUI's Python: python -m pip install {package}"
+            f"install it into ComfyUI's Python, in a terminal, and restart ComfyUI: `{install_command(package)}`"
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .base import VerifierError, require
+from .base import VerifierError, install_command, require
 from .network import Network
 from .preprocess import Preprocess
 from .weights import WEIGHT_SUFFIXES, check_regular, difference, listed, read_weights
@@ -243,7 +243,7 @@ def _load_transformers_folder(folder: Path, weights: Path) -> DualEncoder:
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise VerifierError(
             f"the tokenizer in {folder} needs packages that are not there ({reason}); install them into ComfyUI's "
-            "Python: python -m pip install sentencepiece protobuf"
+            f"Python, in a terminal, and restart ComfyUI: `{install_command('sentencepiece', 'protobuf')}`"
         ) from error
     except Exception as error:
         raise VerifierError(f"transformers cannot load {folder}: {error}") from error

@@ -14,8 +14,8 @@ from .clip_files import DualEncoder
 from .preprocess import CLIP_MEAN, CLIP_STD
 
 FILES = (
-    "HPS is one file, HPS_v2.1_compressed.pt or HPS_v2_compressed.pt (Apache-2.0 licence, 1.97 GB each) of "
-    "huggingface.co/xswu/HPSv2, in models/verifiers"
+    "Put HPS_v2.1_compressed.pt or HPS_v2_compressed.pt (Apache-2.0 licence, 1.97 GB each) of "
+    "huggingface.co/xswu/HPSv2 into models/verifiers"
 )
 
 

@@ -21,8 +21,8 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output on t
 TOKENS = 35  # of a prompt, start and end marks included
 HEAD_WIDTH = 64  # of every attention head, in both towers
 FILES = (
-    "ImageReward is two files in a folder such as models/verifiers/ImageReward: ImageReward.pt (Apache-2.0 licence, "
-    "1.79 GB) of huggingface.co/THUDM/ImageReward, and BERT's vocabulary, vocab.txt (Apache-2.0 licence, 232 KB) of "
+    "Put two files into a folder such as models/verifiers/ImageReward: ImageReward.pt (Apache-2.0 licence, 1.79 GB) of "
+    "huggingface.co/THUDM/ImageReward, and BERT's vocabulary, vocab.txt (Apache-2.0 licence, 232 KB) of "
     "huggingface.co/google-bert/bert-base-uncased"
 )
 # Beside the weights, and where other packs put a copy of bert-base-uncased.

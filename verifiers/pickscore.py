@@ -12,9 +12,8 @@ from .clip import CLIPScore
 from .clip_files import TRANSFORMERS_WEIGHTS, DualEncoder, has_tokenizer
 
 FILES = (
-    "PickScore is config.json and model.safetensors (MIT licence, 3.94 GB) of "
-    "huggingface.co/yuvalkirstain/PickScore_v1, in a folder models/verifiers/PickScore_v1; model.safetensors alone "
-    "will do"
+    "Put config.json and model.safetensors (MIT licence, 3.94 GB) of huggingface.co/yuvalkirstain/PickScore_v1, or "
+    "model.safetensors alone, into a folder models/verifiers/PickScore_v1"
 )
 
 

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from typing import Any
 
-from .base import VerifierError
+from .base import VerifierError, install_command
 
 # name -> "module:Class" in this package. Adding a verifier is one file and one line here.
 VERIFIERS = {
@@ -37,5 +37,5 @@ def get(name: str) -> Any:
         package = error.name or str(error)
         raise VerifierError(
             f"verifier {name!r} needs the Python package {package}, which cannot be imported ({error}); "
-            f"install it into ComfyUI's Python: python -m pip install {package}"
+            f"install it into ComfyUI's Python, in a terminal, and restart ComfyUI: `{install_command(package)}`"
         ) from error

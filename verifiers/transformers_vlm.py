@@ -23,8 +23,8 @@ ELSEWHERE = ("backbone", "checkpoint_path", "class_info_file", "semantic_model_c
 ANSWER_TOKENS = 1500
 SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": " "})  # as byte-level BPE and SentencePiece write them
 FILES = (
-    "A good one is Qwen3-VL-4B-Instruct (Apache-2.0 licence, 8.9 GB): all files of "
-    "huggingface.co/Qwen/Qwen3-VL-4B-Instruct in a folder models/LLM/Qwen3-VL-4B-Instruct"
+    "Put all files of a model, such as huggingface.co/Qwen/Qwen3-VL-4B-Instruct (Apache-2.0 licence, 8.9 GB), into a "
+    "folder of their own, such as models/LLM/Qwen3-VL-4B-Instruct"
 )
 
 
