@@ -156,7 +156,7 @@ def verifier_prompts(
 def system_text_notes(told: Sequence[FoundPrompt], verifier: HostedVerifier) -> list[str]:
     """That the verifier was not told a system text, where that text would have taken the place of the prompt."""
     texts = [one.whole for one in told if has_system_text(one.whole)]
-    start = "the verifier was told only what comes after '<Prompt Start>': of the whole text"
+    start = "The verifier was told only what comes after '<Prompt Start>': of the whole text"
     return [f"{start} {sentence}" for sentence in cuts(verifier, texts)]
 
 

@@ -20,7 +20,7 @@ from .noise import RecipeNoise, recipes_of
 from .prompt_words import plain_text
 from .verifier import HostedVerifier, check_images
 
-ACROSS = "these are scores of {count} different prompts, which cannot be compared with each other"
+ACROSS = "These are scores of {count} different prompts, which cannot be compared with each other"
 log_to_console = logging.getLogger(__name__)
 
 

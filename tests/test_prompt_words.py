@@ -125,6 +125,14 @@ def test_each_text_of_a_list_is_cleaned_and_a_list_without_any_is_looked_up():
         verifier_prompts(["", None], Judge, graph, "image")
 
 
+@pytest.mark.parametrize("text", ["a cat (like this)", "a (red:1.2) cat", "a [red] cat"])
+def test_verifier_score_reads_what_the_search_before_it_was_told(text):
+    search = node("NoiseSearchKSampler", positive=["encode", 0], verifier=["loader", 3], prompt=text)
+    graph = {"score": node("NoiseSearchVerifierScore", image=["search", 1], prompt=""), "search": search}
+    [one] = verifier_prompts([""], Judge, Graph("score", graph), "image")
+    assert one.text == told(text).text
+
+
 def test_texts_that_differ_by_weights_only_are_one():
     both = node("ConditioningCombine", conditioning_1=["encode", 0], conditioning_2=["other", 0])
     other = node("CLIPTextEncode", clip=["loader", 1], text="a (dog:1.2)")
