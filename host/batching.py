@@ -8,7 +8,6 @@ more alone. What fails in a batch is tried alone: batches must not break what wo
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import comfy.model_management as mm
 import torch
 
 from ..search.engine import Recipes
+from ..verifiers.console import logger
 from .memory import is_oom, with_memory
 from .noise import initial_noise
 from .sampling import Sampling
@@ -36,7 +36,7 @@ MIXING = {  # by the module of ComfyUI: what mixes the rows of a batch, some by 
     "nodes_video_model": "a guidance for videos",
 }
 T = TypeVar("T")
-log_to_console = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 @dataclass(frozen=True)

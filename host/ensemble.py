@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,13 @@ import torch
 
 from ..search.aggregate import METHODS, Aggregator
 from ..verifiers.base import VerifierError
+from ..verifiers.console import logger
 from .verifier import HostedVerifier
 
 MEAN_RANK, Z_SCORE, WEIGHTED_SUM = COMBINE = ("mean rank", "z-score", "weighted sum")
 METHOD_OF = dict(zip(COMBINE, METHODS, strict=True))
 SHOWN_CUTS = 8
-log_to_console = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 import comfy.model_management as mm
 
+from ..verifiers.console import logger
+
 T = TypeVar("T")
 # PyTorch's on the CPU (Windows, elsewhere) and on Apple's GPUs are plain RuntimeErrors.
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
-log_to_console = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 def is_oom(error: BaseException) -> bool:

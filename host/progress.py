@@ -6,6 +6,8 @@ import math
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import comfy.model_management
@@ -80,7 +82,7 @@ class SearchProgress:
         self.shown = -math.inf
         self.clock = _Clock(sampling.steps)
         self.bar = comfy.utils.ProgressBar(self.total)
-        self.console = tqdm(total=self.total, desc="Noise Search", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
+        self.console = _ConsoleBar(self.total)
 
     def step(self, step: int, x0: Any, x: Any, total_steps: int) -> None:
         """The sampler's callback."""
@@ -100,12 +102,12 @@ class SearchProgress:
         self.shown = time.monotonic()
         text = tell(run, candidate)
         self._show(self._picture(run.pool, candidate.stage))
-        self.console.set_postfix_str(text)
+        self.console.say(text)
         send_text(text, self.node_id)
 
     def finished(self) -> None:
         """The search itself is over: the console's bar, which ends here, is full."""
-        self.console.update(self.total - self.console.n)
+        self.console.show(self.total)
 
     def end(self, image: torch.Tensor, text: str) -> None:
         """There is a winner: its image [H, W, C] and what to say of it. The image goes out as it is, without loss:
@@ -121,7 +123,7 @@ class SearchProgress:
     def _show(self, preview: Any) -> None:
         # Full only at the end: winners may have to be rendered once more.
         self.value = max(self.value, min(int(self._fraction() * self.total), self.total - 1))
-        self.console.update(self.value - self.console.n)
+        self.console.show(self.value)
         self.bar.update_absolute(self.value, preview=preview)
 
     def _fraction(self) -> float:
@@ -140,6 +142,34 @@ class SearchProgress:
             return None
         self.pictured = best.index
         return "JPEG", to_pil(image), min(PREVIEW_SIZE, max(image.shape[:2]))  # ComfyUI would enlarge a smaller one
+
+
+class _ConsoleBar:
+    """tqdm's bar, as long as it can be printed: a closed console, or none as in a service, costs no search."""
+
+    def __init__(self, total: int):
+        self.bar: Any = None
+        if comfy.utils.PROGRESS_BAR_ENABLED:
+            with suppress(Exception):
+                self.bar = tqdm(total=total, desc="Noise Search")
+
+    def show(self, value: int) -> None:
+        self._try(lambda bar: bar.update(value - bar.n))
+
+    def say(self, text: str) -> None:
+        self._try(lambda bar: bar.set_postfix_str(text))
+
+    def close(self) -> None:
+        self._try(lambda bar: bar.close())
+
+    def _try(self, work: Callable[[Any], object]) -> None:
+        if self.bar is None:
+            return
+        try:
+            work(self.bar)
+        except Exception:  # whatever stands for the console may raise anything
+            self.bar.disable = True  # or it would print once more when it is let go
+            self.bar = None
 
 
 class _Clock:

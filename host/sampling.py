@@ -6,7 +6,6 @@ Nothing here goes below `CFGGuider.sample`, so LoRA, ControlNet, hooks, masks an
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +22,7 @@ import torch
 
 from ..search.engine import coarser
 from ..search.recipe import SEED_RANGE, Recipe
+from ..verifiers.console import logger
 from .demo import check_latent
 from .noise import initial_noise
 from .rehearsal import Rehearsal
@@ -32,7 +32,7 @@ WRAPPER_KEY = "noise_search"
 LAST_SEED = SEED_RANGE - 1
 NO_PICTURES = {"audio": "audio", "hunyuan3dv2": "a 3D shape"}  # by the "type" that ComfyUI's nodes put in a LATENT
 T = TypeVar("T")
-log_to_console = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 class Evaluations:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import comfy.model_management
 import torch
 
 from ..search.aggregate import Aggregator
@@ -23,6 +23,7 @@ from ..search.replay import ReplayRecipe
 from ..search.run import Algorithm, StaleMemory
 from ..search.run import search as run_search
 from ..search.zero_order import ZeroOrderSearch
+from ..verifiers.console import logger
 from ..version import __version__
 from . import travel
 from .content import Content, files_behind, read_search
@@ -32,7 +33,7 @@ from .files import contents
 from .finish import ended_early, finishable
 from .noise import RecipeNoise
 from .pictures import coarse
-from .progress import SearchProgress, as_saved, outcome
+from .progress import SearchProgress, as_saved, outcome, send_text
 from .prompt_text import FoundPrompt, all_nodes, find_prompt, host_input_types, host_is_own, host_output_names, is_link
 from .prompt_words import has_system_text, is_empty, plain_text
 from .sampling import Sampling
@@ -44,7 +45,7 @@ from .verifier import HostedVerifier
 METADATA_KEY = "noise_search"
 NOT_MADE_AGAIN = "The winner that this picture's workflow carries cannot be made again"
 SEARCH_AGAIN = "To search anew, change any input of this node, such as the seed."
-log_to_console = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Graph:
 @dataclass(frozen=True)
 class SearchResult:
     """latent, denoised: LATENT of the winners; image: [B, H, W, C]; noise: NOISE that makes the winners again;
-    top_images, top_recipes: of rank 1, 2, ...; an image [B, H, W, C] and a recipe per item each."""
+    top_images, top_recipes: of rank 1, 2, ...; an image [B, H, W, C] and a recipe per item each;
+    text: what the node says of it."""
 
     latent: dict[str, Any]
     denoised: dict[str, Any]
@@ -121,6 +123,7 @@ class SearchResult:
     log: SearchLog
     top_images: list[torch.Tensor]
     top_recipes: tuple[tuple[Recipe, ...], ...]
+    text: str
 
 
 def verifier_prompt(text: str | None, verifier: HostedVerifier, graph: Graph, start: str) -> FoundPrompt:
@@ -209,13 +212,18 @@ def search(
             log_to_console.warning("Noise Search: nothing to sample (no steps or denoise 0), so there is one candidate")
         candidates, algorithm = 1, algorithm if isinstance(algorithm, ReplayRecipe) else RandomSearch()
     budget = replace(budget or Budget(), candidates=candidates)
-    with finishable(graph.node_id) as finish, ExitStack() as stack:
+    with finishable(graph.node_id) as finish:
         job = _Job(sampling, vae, verifier, prompt, source, seed, top_k, graph, options or Options(), drop_bad, finish)
         job.notes += system_text_notes([told], verifier) + cuts(verifier, [prompt])
-        if store is not None:
-            job.memory = stack.enter_context(job.remembered_in(store, algorithm))
-        winners = None if isinstance(algorithm, ReplayRecipe) else job.winners()
-        pool = job.remake(winners, candidates) if winners else job.run(algorithm, budget)
+        try:
+            with ExitStack() as stack:
+                if store is not None:
+                    job.memory = stack.enter_context(job.remembered_in(store, algorithm))
+                winners = None if isinstance(algorithm, ReplayRecipe) else job.winners()
+                pool = job.remake(winners, candidates) if winners else job.run(algorithm, budget)
+        except BaseException as error:  # ComfyUI will say that the job failed
+            send_text(job.what_is_left(error), graph.node_id)
+            raise
     log = pool.log
     if log.early:
         ended_early(graph.node_id)
@@ -225,7 +233,7 @@ def search(
     for warning in log.warnings:
         log_to_console.warning("Noise Search: %s", warning)
     result = collect(pool, sampling)
-    job.progress.end(result.image[0], outcome(log))
+    job.progress.end(result.image[0], result.text)
     if winners:  # not all of them need be made again
         result = replace(result, top_recipes=winners.recipes)
     write_metadata(result, prompt, graph)
@@ -245,7 +253,8 @@ def check_search(algorithm: Algorithm, sampling: Sampling) -> None:
 
 @dataclass
 class _Job:
-    """A search and what it needs. memory: of what was computed before; notes: what the user should know of that."""
+    """A search and what it needs. memory: of what was computed before; notes: what the user should know of that;
+    not_kept: why what it computes is no use to the next search."""
 
     sampling: Sampling
     vae: Any
@@ -261,6 +270,7 @@ class _Job:
     memory: StoredMemory | None = None
     notes: list[str] = field(default_factory=list)
     files: Sequence[tuple[str, int, int]] = ()
+    not_kept: str = ""
     progress: SearchProgress = field(init=False)
 
     @contextmanager
@@ -289,7 +299,8 @@ class _Job:
             return read_search(self.sampling, self.vae, self.verifier, self.prompt, frames, host_info(), files, before)
         except Exception as error:  # nodes of any pack may be behind it; a search must not fail for its memory
             after = " the next time" * (before is not None)
-            self.notes.append(f"The candidates of this search are not remembered{after}: {error}")
+            self.not_kept = f"The candidates of this search are not remembered{after}: {error}"
+            self.notes.append(self.not_kept)
             return None
 
     def _see_what_is_left(self, before: Content) -> None:
@@ -297,10 +308,11 @@ class _Job:
         search would find nothing, and nobody would know why."""
         after = self._content(before)
         if after is not None and after.digest() != before.digest():
-            self.notes.append(
+            self.not_kept = (
                 f"Sampling changed {after.differs_at(before)}, which is part of what the candidates are remembered by: "
                 "the next run of this search may not find them."
             )
+            self.notes.append(self.not_kept)
 
     def run(self, algorithm: Algorithm, budget: Budget) -> Pool:
         """Searches. What is remembered and turns out to be wrong is set aside, and computed anew."""
@@ -318,7 +330,23 @@ class _Job:
                 else:
                     memory = None
                     text += "the scores are other ones each time, so nothing was taken from memory."
+                    self.not_kept = text
                 self.notes.append(text)
+
+    def what_is_left(self, error: BaseException) -> str:
+        """What to tell the user of a search that came to no result."""
+        cancelled = isinstance(error, comfy.model_management.InterruptProcessingException)
+        how = "Cancelled." if cancelled else "Ended by an error."
+        memory = self.memory
+        if memory is None or self.not_kept:
+            return f"{how} {self.not_kept or 'Nothing is kept: storing searches is off.'}"
+        if memory.problem:
+            return f"{how} {memory.problem}"
+        if not memory.works:
+            return f"{how} No image was scored yet."
+        count = memory.left
+        images = "1 image is" if count == 1 else f"{count:,} images are"
+        return f"{how} Nothing is lost: {images} kept, and Run goes on from there."
 
     def winners(self) -> Winners | None:
         """What a saved picture found, where this is its search. Raises ValueError where it cannot be used."""
@@ -446,6 +474,7 @@ def collect(pool: Pool, sampling: Sampling) -> SearchResult:
             tuple(log.candidates[log.order(row)[rank]].recipes[row] for row in range(log.rows))
             for rank in range(len(ranks))
         ),
+        text=outcome(log),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import comfy.utils
 import torch
 
 from ..search.aggregate import Aggregator, check_values, order
+from ..verifiers.console import logger
 from .engine import bad_pixels, join_rows, take_row
 from .ensemble import Jury, cuts
 from .noise import RecipeNoise, recipes_of
@@ -21,7 +21,7 @@ from .prompt_words import plain_text
 from .verifier import HostedVerifier, check_images
 
 ACROSS = "These are scores of {count} different prompts, which cannot be compared with each other"
-log_to_console = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 @dataclass(frozen=True)

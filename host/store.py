@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import math
 import os
 import sqlite3
@@ -30,6 +29,7 @@ from PIL import Image
 from ..search.engine import Rendered
 from ..search.recipe import from_json, to_json
 from ..search.remember import Spent
+from ..verifiers.console import logger
 
 FILE, SETTINGS = "evaluations.sqlite3", "settings.json"
 SCHEMA_VERSION = 1
@@ -74,7 +74,7 @@ COMMIT;
 """
 
 T = TypeVar("T")
-log_to_console = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,8 @@ class Store:
 
 class StoredMemory:
     """What the store knows of one search, and where its candidates go. problem: why it no longer does either, or not
-    always, or "". notes: what else the user should know of that."""
+    always, or "". notes: what else the user should know of that. works: of the candidates that it answered for or wrote;
+    left: how many of them there still are, once it is closed."""
 
     def __init__(self, store: Store, key: str, prompt: str, algorithm: str):
         self.store, self.key, self.algorithm = store, key, algorithm
@@ -254,6 +255,8 @@ class StoredMemory:
         self.inode = self.log = 0
         self.reopened = 0
         self.written = 0
+        self.works: set[str] = set()
+        self.left = 0
         self.unwritten: list[tuple] = []
         self.limit_mb = store.settings().limit_mb
         self.connection: sqlite3.Connection | None = None
@@ -265,10 +268,15 @@ class StoredMemory:
             self._try(self._write, None)
         if self.written:
             self._try(self._make_room, None)
+        if self.connection is not None:
+            self.left = self._try(self._count, 0)
         self._drop_connection()
 
     def candidate(self, work: str) -> Rendered | None:
-        return self._try(lambda: self._candidate(work), None)
+        found = self._try(lambda: self._candidate(work), None)
+        if found is not None:
+            self.works.add(_digest(work))
+        return found
 
     def segment(self, work: str) -> Spent | None:
         return self._try(lambda: self._segment(work), None)
@@ -287,6 +295,13 @@ class StoredMemory:
         return self._try(self._set_aside, 0)
 
     # What may raise sqlite3.Error
+
+    def _count(self) -> int:
+        there = self._connection.execute(
+            'SELECT work FROM entries WHERE "values" IS NOT NULL AND search = (SELECT id FROM searches WHERE key = ?)',
+            (self.key,),
+        )
+        return len(self.works.intersection(work for (work,) in there))
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -382,6 +397,7 @@ class StoredMemory:
                 "bytes, thumbnails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(search, *entry) for entry in self.unwritten],
             )
+        self.works.update(entry[0] for entry in self.unwritten if entry[3] is not None)
         self.written += len(self.unwritten)
         self.unwritten.clear()
         if self.problem:

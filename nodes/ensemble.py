@@ -11,7 +11,7 @@ PLACES = 4
 STOP, DROP = FAILED = ("stop with an error", "drop it")
 
 
-class Ensemble(io.ComfyNode):
+class Ensemble(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -57,7 +57,7 @@ class Ensemble(io.ComfyNode):
         return io.NodeOutput(VerifierEnsemble(judges, combine, failed_verifier == DROP))
 
 
-class Gate(io.ComfyNode):
+class Gate(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -16,7 +16,7 @@ from . import types
 SHOWN_IMAGES = 64
 
 
-class NoiseCandidates(io.ComfyNode):
+class NoiseCandidates(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -67,7 +67,7 @@ class NoiseCandidates(io.ComfyNode):
         return io.NodeOutput(*candidates(seed, count, near, angle))
 
 
-class VerifierScore(io.ComfyNode):
+class VerifierScore(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -87,6 +87,7 @@ class VerifierScore(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             is_input_list=True,
+            **types.SHOWN_AGAIN,
         )
 
     @classmethod
@@ -95,12 +96,14 @@ class VerifierScore(io.ComfyNode):
         told = verifier_prompts(prompt, verifier[0], graph, "image")
         notes = system_text_notes(told, verifier[0])
         scores = score_images(image, verifier[0], [one.text for one in told], notes)
-        send_text(scores.summary(), graph.node_id)
-        shown = [ui.PreviewImage(in_colour(batch), cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
-        return io.NodeOutput(scores, scores.flat(), ui={"images": [entry for batch in shown for entry in batch]})
+        text = scores.summary()
+        send_text(text, graph.node_id)
+        batches = [ui.PreviewImage(in_colour(batch), cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
+        shown = {"images": [entry for batch in batches for entry in batch], "text": [text]}
+        return io.NodeOutput(scores, scores.flat(), ui=shown)
 
 
-class BestOfNSelect(io.ComfyNode):
+class BestOfNSelect(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -155,7 +158,7 @@ def blocked(name: str) -> list[ExecutionBlocker]:
     return [ExecutionBlocker(f"Best-of-N Select has nothing for '{name}': connect its '{name}' input")]
 
 
-class NoiseFromRecipe(io.ComfyNode):
+class NoiseFromRecipe(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

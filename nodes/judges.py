@@ -18,7 +18,7 @@ def _model_input(first: str, files: str) -> io.Combo.Input:
     )
 
 
-class PickScore(io.ComfyNode):
+class PickScore(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -50,7 +50,7 @@ class PickScore(io.ComfyNode):
         return io.NodeOutput(load_pickscore(model_name, precision))
 
 
-class HPS(io.ComfyNode):
+class HPS(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -82,7 +82,7 @@ class HPS(io.ComfyNode):
         return io.NodeOutput(load_hps(model_name, precision))
 
 
-class ImageReward(io.ComfyNode):
+class ImageReward(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -117,7 +117,7 @@ class ImageReward(io.ComfyNode):
         return io.NodeOutput(load_imagereward(model_name, precision))
 
 
-class Aesthetic(io.ComfyNode):
+class Aesthetic(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -10,7 +10,7 @@ from ..host.verifier import fingerprint, load_clip_score, load_demo_verifier
 from . import types
 
 
-class CLIPScore(io.ComfyNode):
+class CLIPScore(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -51,7 +51,7 @@ class CLIPScore(io.ComfyNode):
         return io.NodeOutput(load_clip_score(model_name, precision, architecture))
 
 
-class DemoCheckpoint(io.ComfyNode):
+class DemoCheckpoint(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -16,7 +16,7 @@ from . import types
 AXES = {"NFE": "nfe", "seconds": "seconds", "both": "both"}
 
 
-class SearchReport(io.ComfyNode):
+class SearchReport(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

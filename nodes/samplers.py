@@ -26,11 +26,11 @@ def outputs(cls: type[io.ComfyNode], result: SearchResult, *more) -> io.NodeOutp
         result.log,
         result.top_images,
         *more,
-        ui=ui.PreviewImage(result.image, cls=cls),
+        ui=ui.PreviewImage(result.image, cls=cls).as_dict() | {"text": [result.text]},
     )
 
 
-class SearchKSampler(io.ComfyNode):
+class SearchKSampler(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -87,6 +87,7 @@ class SearchKSampler(io.ComfyNode):
             ],
             outputs=types.search_outputs(),
             hidden=HIDDEN,
+            **types.SHOWN_AGAIN,
         )
 
     @classmethod
@@ -141,7 +142,7 @@ class SearchKSampler(io.ComfyNode):
         return outputs(cls, result)
 
 
-class SearchSamplerAdvanced(io.ComfyNode):
+class SearchSamplerAdvanced(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -179,6 +180,7 @@ class SearchSamplerAdvanced(io.ComfyNode):
                 ),
             ],
             hidden=HIDDEN,
+            **types.SHOWN_AGAIN,
         )
 
     @classmethod

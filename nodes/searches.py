@@ -18,7 +18,7 @@ def search_output() -> list[io.Output]:
     return [types.Search.Output(display_name="search", tooltip="Connect to 'search' of a search node.")]
 
 
-class ZeroOrder(io.ComfyNode):
+class ZeroOrder(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -68,7 +68,7 @@ class ZeroOrder(io.ComfyNode):
         return io.NodeOutput(ZeroOrderSearch(neighbours, angle, no_better_neighbour))
 
 
-class Paths(io.ComfyNode):
+class Paths(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -120,7 +120,7 @@ class Paths(io.ComfyNode):
         return io.NodeOutput(SearchOverPaths(paths, branches, sigma, delta_forward, delta_backward))
 
 
-class DraftFinal(io.ComfyNode):
+class DraftFinal(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -162,7 +162,7 @@ class DraftFinal(io.ComfyNode):
         return io.NodeOutput(DraftAndFinal(search or RandomSearch(), draft_steps, finals))
 
 
-class Replay(io.ComfyNode):
+class Replay(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -193,7 +193,7 @@ class Replay(io.ComfyNode):
         return io.NodeOutput(ReplayRecipe(tuple(from_text(recipe))))
 
 
-class SearchBudget(io.ComfyNode):
+class SearchBudget(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

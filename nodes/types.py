@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from comfy_api.latest import io
 
+from ..host.errors import with_plain_errors
 from ..host.verifier import PRECISIONS
 
 CATEGORY = "Noise Search"
@@ -16,6 +20,22 @@ Scores = io.Custom("NOISE_SEARCH_SCORES")
 SearchLog = io.Custom("NOISE_SEARCH_LOG")
 Search = io.Custom("NOISE_SEARCH_SEARCH")
 Budget = io.Custom("NOISE_SEARCH_BUDGET")
+
+
+class Node(io.ComfyNode):
+    """What all nodes of the pack are."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        execute = cls.__dict__.get("execute")
+        if execute is not None and not hasattr(execute.__func__, "__wrapped__"):  # ComfyUI copies classes
+            cls.execute = classmethod(with_plain_errors(execute.__func__))
+
+
+# For nodes that show their result: newer hosts send it again where it comes from their cache.
+SHOWN_AGAIN: dict[str, Any] = {
+    name: True for name in ("has_intermediate_output",) if name in {field.name for field in fields(io.Schema)}
+}
 
 SEED_TOOLTIP = (
     "The seed of the first candidate, which is the plain KSampler's image; Random Search goes on with seed + 1 and "

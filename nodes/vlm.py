@@ -14,7 +14,7 @@ def _vlm_output() -> io.Output:
     return types.VLM.Output(display_name="vlm", tooltip="For VQA Score or VLM Grader.")
 
 
-class VLMFolder(io.ComfyNode):
+class VLMFolder(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -51,7 +51,7 @@ class VLMFolder(io.ComfyNode):
         return io.NodeOutput(load_vlm_folder(model_name, precision))
 
 
-class VLMClip(io.ComfyNode):
+class VLMClip(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -75,7 +75,7 @@ class VLMClip(io.ComfyNode):
         return io.NodeOutput(ClipVLM(clip))
 
 
-class VLMEndpoint(io.ComfyNode):
+class VLMEndpoint(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -131,7 +131,7 @@ class VLMEndpoint(io.ComfyNode):
         return io.NodeOutput(load_endpoint(url, model, key_variable, concurrency, timeout, max_calls))
 
 
-class VQAScore(io.ComfyNode):
+class VQAScore(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -159,7 +159,7 @@ class VQAScore(io.ComfyNode):
         return io.NodeOutput(load_vqa_score(vlm, question))
 
 
-class VLMGrader(io.ComfyNode):
+class VLMGrader(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

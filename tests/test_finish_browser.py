@@ -119,6 +119,15 @@ class Tab:
             BUTTON, "all => all.map(one => ({state: one.dataset.state, text: one.textContent, off: one.disabled}))"
         )
 
+    def results(self):
+        """What the nodes say of their results, and whether the front end shows a text of a running node as well."""
+        texts = self.page.eval_on_selector_all(".noise-search-result", "all => all.map(one => one.textContent)")
+        both = self.page.evaluate(f"{SEARCH_NODE}.widgets.filter(one => one.name === '$$node-text-preview').length")
+        return [" ".join(text.split()) for text in texts], both
+
+    def wait_for_result(self, text):
+        self.page.wait_for_selector(f".noise-search-result:has-text('{text}')", timeout=WAIT)
+
     def search_node(self):
         return self.page.evaluate(f"{SEARCH_NODE}.serialize()")
 
@@ -147,9 +156,14 @@ def story(tab):
     told.after = tab.buttons()
     tab.queue()
     tab.wait_until_scored()
+    told.results_while_running = tab.results()[0]
     tab.finish()
     told.second = tab.end()
     tab.wait("idle")
+    tab.wait_for_result("asked to finish")
+    told.results = tab.results()
+    tab.page.wait_for_timeout(500)  # front ends from 1.58 on take texts away after the end
+    told.results_later = tab.results()
     tab.set(candidates=16, steps=20, batch_size=0)
     told.saved = tab.search_node()
     told.saved_prompt, told.loaded_prompt = tab.page.evaluate(SAVE_AND_LOAD)
@@ -196,6 +210,16 @@ def test_queued_again_it_does_not_come_from_the_cache(story):
 def test_queued_again_it_goes_on(story):
     """What the first search scored is known and not computed again."""
     assert story.second.log["recalled"]["candidates"] >= 1
+
+
+def test_the_result_stands_on_the_node_once_and_for_good(story):
+    for texts, running in (story.results, story.results_later):
+        [text] = texts
+        assert "Ended because it was asked to finish." in text and "known from before" in text and not running
+
+
+def test_the_result_of_before_is_gone_while_the_node_runs(story):
+    assert story.results_while_running == []
 
 
 def test_saved_after_a_run_every_value_is_where_it_was(story):
@@ -247,6 +271,8 @@ def test_a_run_that_is_cancelled_leaves_no_button_behind(tab):
     tab.server.interrupt()
     assert tab.page.wait_for_function("ends => seen.find(([type]) => ends.includes(type))", arg=ENDS, timeout=WAIT)
     tab.wait("idle")
+    tab.wait_for_result("Cancelled. Nothing is lost:")
+    assert len(tab.results()[0]) == 1 and not tab.results()[1]
 
 
 def test_a_workflow_that_is_opened_again_while_it_runs_has_its_button(tab):

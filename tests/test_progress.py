@@ -1,6 +1,8 @@
 """What the node shows of a search: the bar, the picture and the text, and to whom."""
 
+import io
 import itertools
+import logging
 import sys
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import torch
 
 pytest.importorskip("comfy")
 
+import comfy.model_management
 import comfy.utils
 from noise_search.host import batching, engine, finish, progress, travel
 from noise_search.host.engine import Options
@@ -198,6 +201,107 @@ def test_what_nobody_queued_is_told_to_nobody(demo, shown):
     find(demo, candidates=2)
     assert shown.texts == [] and shown.previews == []
     assert shown.bars[-1] == (2 * STEPS, 2 * STEPS)
+
+
+# What is told of a search that came to no result
+
+
+def left(demo, shown, how, count, **settings):
+    """The last text of a search that ends like this when its judge is asked for the `count`-th time."""
+    verifier, asked = settings.pop("verifier", None) or Red(), itertools.count(1)
+
+    def look():
+        if next(asked) == count:
+            raise how
+
+    verifier.look = look
+    with pytest.raises(type(how)):
+        find(demo, verifier=verifier, candidates=8, **settings)
+    return shown.texts[-1][0].replace("\n", " ")
+
+
+CANCEL = comfy.model_management.InterruptProcessingException()
+
+
+def test_cancelled_it_says_how_many_images_are_kept_and_that_is_true(demo, shown, tmp_path):
+    store = Store(tmp_path)
+    assert left(demo, shown, CANCEL, 1, store=store) == "Cancelled. No image was scored yet."
+    told = left(demo, shown, CANCEL, 4, store=store)
+    assert told == "Cancelled. Nothing is lost: 3 images are kept, and Run goes on from there."
+    told = left(demo, shown, RuntimeError("no"), 3, store=store)
+    assert told == "Ended by an error. Nothing is lost: 5 images are kept, and Run goes on from there."
+    assert len(find(demo, store=store).log.recalled) == 5
+
+
+def test_cancelled_where_nothing_is_kept_it_says_so(demo, shown, tmp_path):
+    off = Store(tmp_path)
+    off.configure(enabled=False)
+    for store in (None, off):
+        told = left(demo, shown, CANCEL, 4, store=store)
+        assert told == "Cancelled. Nothing is kept: storing searches is off."
+
+
+def test_cancelled_where_nothing_can_be_kept_it_says_why(demo, shown, tmp_path):
+    class Nameless(Red):
+        identity = None
+
+    (tmp_path / "file").write_text("")
+    told = left(demo, shown, CANCEL, 4, store=Store(tmp_path), verifier=Nameless())
+    assert told.startswith("Cancelled. The candidates of this search are not remembered: ")
+    told = left(demo, shown, CANCEL, 4, store=Store(tmp_path / "file" / "store"))
+    assert told.startswith("Cancelled. Candidates are no longer remembered: ")
+
+
+# The console
+
+
+class Broken:
+    """A console that is gone: a pipe that nobody reads."""
+
+    encoding = "utf-8"
+    works = False
+
+    def write(self, text):
+        if not self.works:
+            raise BrokenPipeError("nobody reads this")
+
+    def flush(self):
+        if not self.works:
+            raise OSError(22, "Invalid argument")
+
+    def breaks(self):
+        self.works = False
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("console", [lambda: None, closed, Broken], ids=["none", "closed", "broken"])
+def test_a_search_does_not_need_a_console(demo, shown, tmp_path, monkeypatch, console):
+    stream = console()
+    handler = logging.StreamHandler(stream)
+    handler.stream = stream
+    log = logging.getLogger("noise_search")
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setattr(log, "level", logging.INFO)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert comfy.utils.PROGRESS_BAR_ENABLED and logging.raiseExceptions
+    result = find(demo, candidates=3, batch_size=2, batch=2)  # which also has a warning for the log
+    assert len(result.log.candidates) == 3
+
+
+def test_a_console_that_goes_away_meanwhile_costs_no_search(demo, shown, monkeypatch):
+    stream = Broken()
+    stream.works = True
+    monkeypatch.setattr(sys, "stderr", stream)
+    verifier = Red()
+    verifier.look = stream.breaks
+    assert len(find(demo, candidates=3, verifier=verifier).log.candidates) == 3
 
 
 # The bar

@@ -293,8 +293,11 @@ BAD = {
 class TestBadInput:
     @pytest.mark.parametrize("case", BAD)
     def test_the_error_says_what_is_wrong(self, server, case):
+        """Without the path of a class in front: the front end shows the type, then the message."""
         prompt, message = BAD[case]
-        assert message in server.run(prompt).error
+        run = server.run(prompt)
+        assert message in run.error
+        assert [error["exception_type"] for error in run.of_type("execution_error")] == ["ValueError"]
 
     def test_an_unplugged_verifier_is_refused_before_anything_runs(self, server):
         prompt = graphs.fused()

@@ -97,6 +97,10 @@ class TestEverySearch:
         assert any("of 48 NFE" in text for text in texts)
         assert "Ended because the budget of 6 candidates" in texts[-1]
 
+    def test_what_it_says_at_the_end_stays_with_its_output(self, runs, name):
+        [text] = runs(name).outputs["search"]["text"]
+        assert text.split() == runs(name).of_type("text")[-1].split()
+
     def test_its_winner_is_saved_again_by_replay_recipe(self, runs, server, name):
         saved = picture(server, runs(name))
         recipe = json.loads(saved.text["noise_search"])["search"][0]["recipe"]
@@ -108,8 +112,22 @@ class TestEverySearch:
 @pytest.mark.parametrize("name", ["search over paths", "draft and final (random search)"])
 def test_search_sampler_advanced_finds_the_same(runs, server, name):
     prompt = wired(graphs.fused_advanced(seed=16, candidates=CANDIDATES), SEARCHES[name])
-    found = picture(server, server.run(prompt))
-    assert np.array_equal(np.asarray(found), np.asarray(picture(server, runs(name))))
+    run = server.run(prompt)
+    assert np.array_equal(np.asarray(picture(server, run)), np.asarray(picture(server, runs(name))))
+    assert run.outputs["search"]["text"] == runs(name).outputs["search"]["text"]
+
+
+def test_a_search_that_comes_from_the_cache_says_what_it_said(server):
+    """On hosts that send again what a node showed, also where nothing has to run."""
+    prompt = fused(seed=400)
+    first = server.run(prompt)
+    prompt["save"]["inputs"]["filename_prefix"] = "again"
+    [again, whole] = server.run(prompt), server.run(prompt)
+    assert "search" in again.of_type("execution_cached")[0]["nodes"]
+    info = server.get("/object_info/NoiseSearchKSampler")["NoiseSearchKSampler"]
+    for run in [again, whole] if "has_intermediate_output" in info else [again]:
+        assert run.outputs["search"]["text"] == first.outputs["search"]["text"]
+        assert len(run.outputs["search"]["images"]) == 1
 
 
 LIMITS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from .base import VerifierError, install_command, require
+from .console import logger
 from .network import Network
 from .preprocess import Preprocess
 from .weights import WEIGHT_SUFFIXES, check_regular, difference, listed, read_weights
@@ -33,7 +33,7 @@ TRANSFORMERS_TYPES = ("clip", "siglip")
 # What besides the weights determines a score: configurations and tokenizers.
 SETTING_SUFFIXES = (".json", ".txt", ".model")
 
-logger = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -576,7 +576,7 @@ def _with_activation(open_clip: Any, name: str, path: Path, state: Mapping, defa
     if len(quick) == 1:
         return twin if quick.pop() else name
     chosen = twin if default_openai and "openai" in open_clip.list_pretrained_tags_by_model(name) else name
-    logger.warning(
+    log_to_console.warning(
         "%s: the weights do not say whether they were trained with QuickGELU, as OpenAI's were; taking them as %s. "
         "If that is wrong, set `architecture` to %s.",
         path.name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
-import logging
 import math
 import os
 import random
@@ -22,6 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import torch
 
 from .base import VerifierError, require
+from .console import logger
 from .vlm import Ask, data_url
 
 TOP_LOGPROBS = 20
@@ -47,7 +47,7 @@ KEY_HOSTS = {
 VARIABLE = re.compile("[A-Z][A-Z0-9_]{0,59}")  # what an environment variable is called, and no key looks like
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 class _Temporary(Exception):
@@ -173,7 +173,7 @@ class Endpoint:
                     raise VerifierError(f"{self.url} asks to wait {error.wait:.0f} seconds: {reason}") from None
                 wait = max(error.wait, 2.0**failed * random.uniform(0.5, 1.0))
             if failed < self.tries:
-                logger.info("%s: %s; trying again in %.1f seconds", self.url, reason, wait)
+                log_to_console.info("%s: %s; trying again in %.1f seconds", self.url, reason, wait)
                 await self.sleep(wait)
         raise VerifierError(f"{self.url} failed {self.tries} times, at last: {reason}")
 
@@ -243,7 +243,7 @@ class Endpoint:
             words = SCHEMA_WORDS if name == "response_format" else (name,)
             if name in request and name not in self._unknown and any(word in said for word in words):
                 self._unknown.add(name)
-                logger.info("%s does not take this %s; going on without it", self.url, name)
+                log_to_console.info("%s does not take this %s; going on without it", self.url, name)
                 return
 
     def _key(self) -> str:

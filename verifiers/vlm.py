@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from .base import VerifierError
+from .console import logger
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 MAX_SIDE = 1024  # of an image as the model gets it: more costs tokens and tells a judge little
@@ -56,7 +56,7 @@ SCORE = re.compile(r'("\w+"\s*:\s*)\**(\d+(?:\.\d+)?)\**(?:\s*(?:/|out of)\s*10(
 THOUGHTS = re.compile("<think>.*", re.DOTALL)  # that do not end
 AROUND = " \t\n*_`\"'“”‘’.,!:;"  # a word, in a token
 
-logger = logging.getLogger(__name__)
+log_to_console = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class VLMGrader:
                 except VerifierError as error:
                     if attempt == GRADING_TRIES - 1:
                         raise VerifierError(f"{error}, in {GRADING_TRIES} tries; try a larger model") from None
-                    logger.info("%s: %s; asking again", self.members[0], error)
+                    log_to_console.info("%s: %s; asking again", self.members[0], error)
         return [grades[index] for index in range(len(asks))]
 
 

@@ -18,7 +18,7 @@ function toast(severity, detail) {
 }
 
 /** The node that an execution id such as "5:3" (node 3 inside the subgraph node 5) stands for, if it is open here. */
-function nodeOf(id) {
+export function nodeOf(id) {
   let graph = app.rootGraph ?? app.graph;
   let node;
   for (const part of String(id).split(":")) {

@@ -1,9 +1,12 @@
-// What the pack adds to ComfyUI's front end: Finish now on the search nodes, and two commands.
+// What the pack adds to ComfyUI's front end: Finish now on the search nodes, what nodes say of their result, and two
+// commands.
 import { app } from "../../../scripts/app.js";
 import { addFinishButton, finishAll, refresh, watchExecution } from "./finish_now.js";
+import { showOutputs, watchResult, watchTexts } from "./result_text.js";
 import { showStoredSearches } from "./stored_searches.js";
 
 const SEARCH_NODES = ["NoiseSearchKSampler", "NoiseSearchSamplerAdvanced"];
+const NODES_WITH_TEXT = [...SEARCH_NODES, "NoiseSearchVerifierScore"];
 
 function addStyleSheet() {
   const link = document.createElement("link");
@@ -36,9 +39,12 @@ app.registerExtension({
   setup() {
     addStyleSheet();
     watchExecution();
+    watchTexts();
   },
   nodeCreated(node) {
     if (SEARCH_NODES.includes(node.comfyClass)) addFinishButton(node);
+    if (NODES_WITH_TEXT.includes(node.comfyClass)) watchResult(node);
   },
+  onNodeOutputsUpdated: showOutputs,
   afterConfigureGraph: refresh,
 });
