@@ -346,7 +346,8 @@ class _Job:
             return f"{how} No image was scored yet."
         count = memory.left
         images = "1 image is" if count == 1 else f"{count:,} images are"
-        return f"{how} Nothing is lost: {images} kept, and Run goes on from there."
+        all_of_it = "Nothing is lost: " if count == len(memory.works) else ""  # the store's limit may have left some out
+        return f"{how} {all_of_it}{images} kept, and Run goes on from there."
 
     def winners(self) -> Winners | None:
         """What a saved picture found, where this is its search. Raises ValueError where it cannot be used."""

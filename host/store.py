@@ -242,8 +242,8 @@ class Store:
 
 class StoredMemory:
     """What the store knows of one search, and where its candidates go. problem: why it no longer does either, or not
-    always, or "". notes: what else the user should know of that. works: of the candidates that it answered for or wrote;
-    left: how many of them there still are, once it is closed."""
+    always, or "". notes: what else the user should know of that. works: of the candidates that it answered for or
+    wrote; left: how many of them there still are, once it is closed."""
 
     def __init__(self, store: Store, key: str, prompt: str, algorithm: str):
         self.store, self.key, self.algorithm = store, key, algorithm
