@@ -346,7 +346,8 @@ class _Job:
             return f"{how} No image was scored yet."
         count = memory.left
         images = "1 image is" if count == 1 else f"{count:,} images are"
-        all_of_it = "Nothing is lost: " if count == len(memory.works) else ""  # the store's limit may have left some out
+        # The limit of the store may have left some out.
+        all_of_it = "Nothing is lost: " if count == len(memory.works) else ""
         return f"{how} {all_of_it}{images} kept, and Run goes on from there."
 
     def winners(self) -> Winners | None:
