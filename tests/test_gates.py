@@ -202,7 +202,7 @@ def test_a_gated_verifier_that_tells_candidates_apart_is_something_to_find():
 
 def test_the_json_says_which_gates_each_fails():
     data = log_of([9.0, 4.0], [3.0, 6.0]).to_dict()
-    assert data["aggregator"]["gates"] == (None, 5.0)
+    assert data["aggregator"]["gates"] == [None, 5.0]
     assert [one["vetoed_by"] for one in data["candidates"]] == [[["look"]], [[]]]
 
 
