@@ -70,6 +70,25 @@ PASSING: dict[type, frozenset[str]] = {
 PASSING_PREFIXES = {comfy.hooks.HookKeyframeGroup: "_current", comfy.sd.VAE: "memory_used"}
 
 
+# What ComfyUI and PyTorch note on a network about where it is.
+LOADING = frozenset(
+    {
+        *(
+            "training",
+            "device",
+            "dump_patches",
+            "call_super_init",
+            "skip_injection",
+            "model_lowvram",
+            "lowvram_patch_counter",
+        ),
+        *("model_loaded_weight_memory", "model_offload_buffer_memory", "current_weight_patches_uuid"),
+        *("comfy_cast_weights", "prev_comfy_cast_weights", "comfy_force_cast_weights", "comfy_patched_weights"),
+        *("pin_failed", "seed_key"),
+    }
+)
+
+
 class Unreadable(ValueError):
     """Something whose content cannot be told, so that nothing may be reused."""
 
@@ -588,7 +607,7 @@ def _deep(place: str) -> tuple[int, int]:
 def _plain(name: str, value: Any) -> bool:
     return (
         not name.startswith("_")
-        and name not in ("training", "device", "dump_patches", "call_super_init")
+        and name not in LOADING
         and (value is None or isinstance(value, (bool, int, float, str, torch.dtype)))
     )
 

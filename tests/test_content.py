@@ -19,6 +19,7 @@ import torch
 
 pytest.importorskip("comfy")
 
+import comfy.model_patcher
 import comfy.ops
 import comfy.samplers
 import comfy.sd
@@ -419,6 +420,25 @@ def test_what_packs_hang_on_a_model_can_be_read(kind):
         return key(sampling_of(dataclasses.replace(base(), model=model)))
 
     assert with_option(0) == with_option(0) != with_option(1)
+
+
+def test_a_network_that_a_pack_holds_is_the_same_before_and_after_it_is_loaded():
+    """As Advanced-ControlNet holds its network, outside what ComfyUI's own ControlNets are known by."""
+
+    def read(held):
+        reading = content.Content()
+        reading.add([held], "pack")
+        return reading.digest()
+
+    network = torch.nn.Linear(4, 4)
+    before = read(network)
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(network, load_device=cpu, offload_device=cpu)
+    patcher.load(cpu)
+    assert {"model_loaded_weight_memory", "current_weight_patches_uuid"} <= vars(network).keys()
+    assert read(network) == before
+    network.scale = 2.0
+    assert read(network) != before
 
 
 def test_what_cannot_be_read_makes_no_key():
