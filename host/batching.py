@@ -2,8 +2,10 @@
 
 A row of a batch differs from the same candidate alone by rounding only, if nothing in the model or the sampler looks
 across rows. So batches are for samplers without noise of their own and with fixed steps, for conditioning without
-rows; a draft of two steps compares one row with its solo run before the first batch; and the winner is rendered once
-more alone. What fails in a batch is tried alone: batches must not break what works without them.
+rows; before the first batch a candidate that is known alone is sampled once more between two noises unlike any other
+(`_Trial`); and the winner and the next best are rendered once more alone, which shows what that missed: then the search
+is made anew, one candidate at a time. What fails in a batch is tried alone: batches must not break what works without
+them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import comfy.model_management as mm
 import torch
 
 from ..search.engine import Recipes
+from ..search.recipe import SEED_RANGE, Recipe
+from ..search.run import BatchesMix
 from ..verifiers.console import logger
 from .memory import is_oom, with_memory
 from .noise import initial_noise
@@ -25,10 +29,19 @@ from .sampling import Sampling
 
 LARGEST = 8
 WORTH = 0.85  # of the time alone that a row in a batch may take; more does not pay for rendering the winner again
-PROBE_STEPS = 2
-SAME = 0.03  # how far a row may be from its solo run after the probe, both as root mean squares
+STRANGERS = (3.0, 0.3)  # what the noises of the trial's other two rows are multiplied by
+# How far a row may be from its solo run, as root mean squares, by the size of the latent; benchmarks/batching.py and
+# benchmarks/mixing.py measure it. ROUNDING: in the trial, without asking further. MIXED: of the winner, whose trial
+# found nothing.
+ROUNDING, COARSE_ROUNDING = 1e-3, 1e-2  # of a model in float32, and of others
+MIXED, COARSE_MIXED = 1e-2, 1e-1
+EXACT = 1e-5  # how far a row may be from the same row among others, in a batch of the same shape
+TRIALS = len(STRANGERS) + 1
+COMPARED = 2  # the winner and the next best, alone
 FREE_SHARE = 0.7  # of the free memory
-EXTRA_SHARE = 0.15  # of the budget: what the probe and the winner's second render may take; batches must earn it back
+EXTRA_SHARE = 0.15  # of the budget: what the trial and rendering the best again may take; batches must earn it back
+LEAST_STEPS = 2
+KEPT = 4096  # values of a latent, to compare it later
 MIXING = {  # by the module of ComfyUI: what mixes the rows of a batch, some by less than the probe sees
     "nodes_mahiro": "Mahiro",
     "nodes_perpneg": "Perp-Neg",
@@ -41,33 +54,39 @@ log_to_console = logger(__name__)
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the sampler made of one candidate: LATENT, LATENT of the last x0 prediction, what it cost, and whether it
-    shared its run with others."""
+    """What the sampler made of one candidate: LATENT, LATENT of the last x0 prediction, what it cost, whether it shared
+    its run with others, and the seconds that it took after the first step, which may load the model."""
 
     latent: dict[str, Any]
     denoised: dict[str, Any]
     nfe: int
     seconds: float
     together: bool = False
+    pace: float = 0.0
 
 
 class Batches:
     """How many candidates go through the sampler together. One for a whole search, its drafts included.
 
     wanted: so many (1 or more), or 0 to find out: as many as fit in memory, if that is faster. finish: whether somebody
-    asked the search to end; then what is under way is the last.
+    asked the search to end; then what is under way is the last. notes: what the user should know.
     """
 
     def __init__(self, sampling: Sampling, wanted: int, candidates: int, finish: Callable[[], bool] = lambda: False):
         self.finish = finish
         self.automatic = wanted == 0
         self.size = min(wanted or LARGEST, candidates)
-        self.probed = False
+        self.known: _Known | None = None
+        self.tried = 0  # steps of the longest schedule on which nothing was found to mix
+        self.timed = not self.automatic
+        self.coarse = not _is_float32(sampling)
+        self.kept: dict[tuple[int, Recipes], torch.Tensor] = {}
+        self.notes: list[str] = []
         self.extra_nfe, self.extra_seconds = 0, 0.0
         why = obstacle_around(sampling) if self.size > 1 else None
         if why is None and self.automatic and self.size > 1:
             self.size = min(self.size, fitting(sampling))
-            if 2 + 2 * self.size + sampling.steps > EXTRA_SHARE * candidates * sampling.steps:
+            if EXTRA_SHARE * candidates < TRIALS + COMPARED:
                 why = "the search is too small for it to pay"
         if why is None and self.size > 1:
             started = time.perf_counter()
@@ -84,12 +103,12 @@ class Batches:
         made: list[Sampled] = []
         while len(made) < len(candidates) and not (made and self.finish()):
             part = candidates[len(made) : len(made) + self.size]
-            if len(part) == 1:
-                made.append(self.patiently(sampling, partial(alone, sampling, part[0], callback)))
-            elif not self.probed:
-                self._probe(sampling, part)
+            if len(part) == 1 or self._needs_one_alone(sampling):
+                made.append(self._alone(sampling, part[0], callback))
+            elif sampling.steps > self.tried:
+                self._probe(sampling)
             else:
-                made += self._attempt(sampling, part, partial(together, sampling, part, callback)) or []
+                made += self._together(sampling, part, callback)
         return made
 
     def patiently(self, sampling: Sampling, work: Callable[[], T]) -> T:
@@ -97,11 +116,56 @@ class Batches:
         before, started = sampling.evaluations.rows, time.perf_counter()
         return with_memory(work, "sampling", lambda: self._extra(sampling, before, started))
 
-    def _attempt(self, sampling: Sampling, part: Sequence[Recipes], work: Callable[[], T]) -> T | None:
+    def differs(self, sampling: Sampling, recipes: Recipes, latent: dict[str, Any]) -> str | None:
+        """What shows that a candidate, made again alone, is another than in its batch; None where nothing does."""
+        kept = self.kept.get((sampling.steps, recipes))
+        if kept is None:
+            return None
+        apart = _difference(kept, _values(latent))
+        limit = COARSE_MIXED if self.coarse else MIXED
+        return None if apart < limit else f"differs by {apart:.2g} of its size"
+
+    def _alone(self, sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sampled:
+        one = self.patiently(sampling, partial(alone, sampling, recipes, callback))
+        if self.size > 1 and not self._skips(sampling) and self._needs_one_alone(sampling):
+            self.known = _Known(sampling.steps, recipes, one.latent["samples"], one.pace)
+        return one
+
+    def _together(self, sampling: Sampling, part: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
+        before, started = sampling.evaluations.rows, time.perf_counter()
+        batch = self._attempt(sampling, len(part), partial(together, sampling, part, callback))
+        if batch and self._skips(sampling):
+            self._extra(sampling, before, started)
+            return []
+        for recipes, one in zip(part, batch or (), strict=False):
+            self.kept[sampling.steps, recipes] = _values(one.latent)
+        if batch and not self.timed and self.known and self.known.steps == sampling.steps:
+            self.timed = True
+            if batch[0].pace > WORTH * self.known.pace:
+                self.size = 1
+        return batch or []
+
+    def _skips(self, sampling: Sampling) -> bool:
+        """Whether something answered in the model's place, as a cache does from some step on; then there are no more
+        batches, as what it skips may depend on the whole batch. Raises BatchesMix where there were some already."""
+        if not sampling.evaluations.skipped:
+            return False
+        why = "something skips steps of the model, as a cache does, and may decide by the whole batch which"
+        if self.kept and not self.finish():
+            raise BatchesMix(why[0].upper() + why[1:])
+        self._give_up(why)
+        return True
+
+    def _needs_one_alone(self, sampling: Sampling) -> bool:
+        """Whether no candidate is known alone to try batches with. A draft is known on its own schedule only; what was
+        tried on a longer one holds for shorter ones too."""
+        return sampling.steps > self.tried and (self.known is None or self.known.steps != sampling.steps)
+
+    def _attempt(self, sampling: Sampling, count: int, work: Callable[[], T]) -> T | None:
         """Some sampling of several candidates at once. None where that does not work; from then on they are fewer.
 
-        Attention patches and the like may not be made for batches, nor samplers for a short draft. An error that has
-        another cause comes again when the candidates are sampled alone.
+        Attention patches and the like may not be made for batches. An error that has another cause comes again when
+        the candidates are sampled alone.
         """
         before, started = sampling.evaluations.rows, time.perf_counter()
         try:
@@ -113,40 +177,41 @@ class Batches:
         # Outside of the handler: the traceback would keep the tensors.
         self._extra(sampling, before, started)
         if oom:
-            count, self.size = len(part), max(len(part) // 2, 1)
+            self.size = max(min(self.size, count) // 2, 1)
             mm.soft_empty_cache()
             log_to_console.warning("Noise Search: out of memory with %d candidates at once; now %d", count, self.size)
         else:
-            self._give_up(f"trying {len(part)} at once failed with {cause}")
+            self._give_up(f"trying {count} at once failed with {cause}")
         return None
 
-    def _probe(self, sampling: Sampling, part: Sequence[Recipes]) -> None:
-        """A draft of two steps of one candidate alone and of all together: is a row the same, and is it faster?
-
-        A draft, as the first steps of the full schedule hardly move a row. The last row, as a sampler that draws noise
-        without our knowing gives the first one what it gets alone.
-        """
-        sampling = sampling.coarser(min(PROBE_STEPS, sampling.steps))
+    def _probe(self, sampling: Sampling) -> None:
+        """Whether the known candidate is the same between strangers. What that took is extra."""
+        assert self.known is not None
+        trial = _Trial(sampling, self.known)
         before, started = sampling.evaluations.rows, time.perf_counter()
-        solo = self._attempt(sampling, part, partial(with_memory, partial(_draft, sampling, part[-1:]), "sampling"))
-        if solo is None:  # some samplers want more steps
-            return
-        self._extra(sampling, before, started)
-        before, started = sampling.evaluations.rows, time.perf_counter()
-        batch = self._attempt(sampling, part, partial(_draft, sampling, part))
-        if batch is None:
+        apart = self._attempt(sampling, TRIALS, trial.apart)
+        if apart is None:
             return  # with half as many, once more
+        if self._skips(sampling):
+            self._extra(sampling, before, started)
+            return
+        same: bool | None = apart <= (COARSE_ROUNDING if self.coarse else ROUNDING)
+        if not same:
+            middle = sampling.evaluations.rows, time.perf_counter()
+            same = self._attempt(sampling, TRIALS, trial.is_rounding)
+            self.coarse = True
+            if same is None:
+                self.extra_nfe += middle[0] - before
+                self.extra_seconds += middle[1] - started
+                return
         self._extra(sampling, before, started)
-        self.probed = True
-        apart = _difference(batch.samples[-1:], solo.samples)
-        if not apart < SAME:
-            self._give_up(f"in a batch they influence each other (a draft differs by {apart:.2g} from that alone)")
-        elif self.automatic and batch.seconds / len(part) > WORTH * solo.seconds:
-            self.size = 1
+        self.tried = sampling.steps
+        if not same:
+            self._give_up(f"in a batch they influence each other (one differs by {apart:.2g} from the same alone)")
 
     def _give_up(self, why: str) -> None:
         self.size = 1
-        log_to_console.warning("Noise Search: candidates are sampled one at a time: %s", why)
+        self.notes.append(f"Candidates are sampled one at a time, not in batches: {why}")
 
     def _extra(self, sampling: Sampling, before: int, started: float) -> None:
         """Counts what was spent since then as extra."""
@@ -154,11 +219,58 @@ class Batches:
         self.extra_seconds += time.perf_counter() - started
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A candidate that was sampled alone, on a schedule of so many steps."""
+
+    steps: int
+    recipes: Recipes
+    samples: torch.Tensor
+    pace: float
+
+
+class _Trial:
+    """The known candidate among strangers: does it stay what it is alone?
+
+    Strangers are noises of another size than any candidate's, larger before it and smaller after it. So a number that
+    is computed of the whole batch (a maximum, a mean) is another than that of the candidate; a cache decides otherwise
+    which steps to skip; neither the first row nor the last, to which others may be likened, is the candidate; and the
+    global generator, which stands where the last noise leaves it, is not where it stands for the candidate alone.
+    """
+
+    def __init__(self, sampling: Sampling, known: _Known):
+        self.sampling, self.known = sampling, known
+        seed = known.recipes[0].seed
+        self.others = [(Recipe.from_seed((seed + number) % SEED_RANGE),) for number in (1, 2)]
+
+    def apart(self) -> float:
+        """How far from its solo run."""
+        own = self._noise(self.known.recipes)  # before the others: the last noise leaves the global generator as it is
+        large, small = (scale * self._noise(other) for scale, other in zip(STRANGERS, self.others, strict=True))
+        self.row = self._run([large, own, small], self.others[0][0].seed)[1]
+        return _difference(self.row[None], self.known.samples)
+
+    def is_rounding(self) -> bool:
+        """Whether the difference comes from the size of the batch alone: with copies of itself in the place of the
+        strangers it is the same, to the last bits, and so is every copy."""
+        own = self._noise(self.known.recipes)
+        copies = self._run([own] * TRIALS, self.known.recipes[0].seed)
+        return _difference(copies[1], self.row) < EXACT and _difference(copies[[0, -1]], copies[[1, 1]]) < EXACT
+
+    def _noise(self, recipes: Recipes) -> torch.Tensor:
+        return initial_noise(recipes, self.sampling.latent)
+
+    def _run(self, noises: Sequence[torch.Tensor], seed: int) -> torch.Tensor:
+        sampling = self.sampling
+        samples, _ = sampling.run(torch.cat(list(noises)), _repeated(sampling, len(noises)), sampling.sigmas, seed)
+        return sampling.finished(samples)[0]["samples"]
+
+
 def alone(sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sampled:
     """One candidate, exactly as the stock node samples it."""
-    before, started = sampling.evaluations.rows, time.perf_counter()
-    latents = sampling.sample(recipes, callback)
-    return Sampled(*latents, sampling.evaluations.rows - before, time.perf_counter() - started)
+    before, clock = sampling.evaluations.rows, _Clock(callback)
+    latents = sampling.sample(recipes, clock)
+    return Sampled(*latents, sampling.evaluations.rows - before, clock.seconds(), pace=clock.pace())
 
 
 def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
@@ -166,21 +278,39 @@ def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callab
 
     callback: gets the first one only, as previewers may take a batch for the frames of a video.
     """
-    before, started, count = sampling.evaluations.rows, time.perf_counter(), len(candidates)
+    before, count = sampling.evaluations.rows, len(candidates)
     noise, latent = _joined(sampling, candidates)
-
-    def on_step(step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
-        if callback is not None:
-            callback(step, x0[:1], x[:1], total_steps)
-
-    samples, x0 = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, on_step)
-    nfe, seconds = (sampling.evaluations.rows - before) // count, (time.perf_counter() - started) / count
+    first = lambda step, x0, x, total_steps: callback and callback(step, x0[:1], x[:1], total_steps)  # noqa: E731
+    clock = _Clock(first)
+    samples, x0 = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, clock)
+    nfe, seconds, pace = (sampling.evaluations.rows - before) // count, clock.seconds() / count, clock.pace() / count
     made = []
     for row in range(count):
         rows = slice(row, row + 1)
         latents = sampling.finished(samples[rows].clone(), None if x0 is None else x0[rows].clone())
-        made.append(Sampled(*latents, nfe, seconds, together=True))
+        made.append(Sampled(*latents, nfe, seconds, together=True, pace=pace))
     return made
+
+
+class _Clock:
+    """A sampler's callback that takes the time, as a whole and from the first step on."""
+
+    def __init__(self, callback: Callable | None):
+        self.callback = callback
+        self.started = self.stepped = time.perf_counter()
+
+    def __call__(self, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
+        if step == 0 and not x0.is_nested:
+            float(x0.flatten()[0])  # waits for the GPU
+            self.stepped = time.perf_counter()
+        if self.callback is not None:
+            self.callback(step, x0, x, total_steps)
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def pace(self) -> float:
+        return time.perf_counter() - self.stepped
 
 
 def obstacle(sampling: Sampling) -> str | None:
@@ -204,7 +334,7 @@ def obstacle_around(sampling: Sampling) -> str | None:
         return "the latent is a batch itself, or made of several tensors"
     if getattr(sampling.sampler, "inpaint_options", {}).get("random") and sampling.latent.get("noise_mask") is not None:
         return "the sampler draws the noise outside of the mask for the whole batch"
-    if sampling.steps < PROBE_STEPS:
+    if sampling.steps < LEAST_STEPS:
         return "there are too few steps"
     if any("cache" in str(key).lower() for key in sampling.guider.model_options.get("transformer_options", {})):
         return "a cache of the model (EasyCache, LazyCache, TeaCache) decides by the whole batch which steps to skip"
@@ -228,27 +358,6 @@ def fitting(sampling: Sampling) -> int:
     return size
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """Samples, and the seconds of the second step: the first may load the model."""
-
-    samples: torch.Tensor
-    seconds: float
-
-
-def _draft(sampling: Sampling, candidates: Sequence[Recipes]) -> _Draft:
-    ends = [time.perf_counter()]
-
-    def stamp(step: int, x0: Any, x: Any, total_steps: int) -> None:
-        float(x0.flatten()[0])  # waits for the GPU
-        ends.append(time.perf_counter())
-
-    noise, latent = _joined(sampling, candidates)
-    samples, _ = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, stamp)
-    ends.append(time.perf_counter())
-    return _Draft(samples, ends[2] - ends[1] if len(ends) > 3 else ends[-1] - ends[0])
-
-
 def _difference(row: torch.Tensor, solo: torch.Tensor) -> float:
     """By the size, both as root mean squares. What is no number in both counts as 0: a broken candidate says nothing
     against batches."""
@@ -259,9 +368,25 @@ def _difference(row: torch.Tensor, solo: torch.Tensor) -> float:
 
 def _joined(sampling: Sampling, candidates: Sequence[Recipes]) -> tuple[torch.Tensor, torch.Tensor]:
     """The noises as one batch, each drawn for itself, and the latent as often."""
-    latent = sampling.latent["samples"]
     noise = torch.cat([initial_noise(recipes, sampling.latent) for recipes in candidates])
-    return noise, latent.repeat(len(candidates), *[1] * (latent.ndim - 1))
+    return noise, _repeated(sampling, len(candidates))
+
+
+def _repeated(sampling: Sampling, count: int) -> torch.Tensor:
+    latent = sampling.latent["samples"]
+    return latent.repeat(count, *[1] * (latent.ndim - 1))
+
+
+def _values(latent: dict[str, Any]) -> torch.Tensor:
+    """Some values of a LATENT of one item, evenly spread."""
+    flat = latent["samples"].flatten()
+    return flat[:: max(len(flat) // KEPT, 1)].float().cpu().clone()
+
+
+def _is_float32(sampling: Sampling) -> bool:
+    """Whether the model computes in float32, so that rounding is small."""
+    cast = sampling.model.get_model_object("manual_cast_dtype")  # where a node changes it, that is on the patcher
+    return sampling.model.model.get_dtype() == torch.float32 and cast in (None, torch.float32)
 
 
 def _guided_by(guider: Any) -> list[str]:

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -158,7 +158,11 @@ class ComfyEngine:
                 return
 
     def remake(self, recipes: Recipes) -> Rendered:
-        return next(self.render([recipes]))
+        made = next(self.render([recipes]))
+        latent = {"samples": made.results[0].samples} if made.results else None
+        return (
+            made if latent is None else replace(made, mixed=self.batches.differs(self.sampling, made.recipes, latent))
+        )
 
     def _chunk(self, chunk: Sequence[Recipes]) -> Iterator[Rendered]:
         """Samples all of these, then decodes and scores them in turn; where networks swap, all are decoded first."""

@@ -119,22 +119,26 @@ class Rehearsal:
         sampling = self.sampling
         sigmas = sampling.sigmas if sigmas is None else sigmas
         guider = copy.copy(sampling.source)
-        guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+        options = guider.model_options
+        guider.model_options = comfy.model_patcher.create_model_options_clone(options)
         known = guider.model_options.get("sampler_post_cfg_function", ())
         stand_in = StandIn(known, MOST_CALLS + CALLS_PER_STEP * len(sigmas))
         where = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
         comfy.patcher_extension.add_wrapper_with_key(where, KEY, stand_in, guider.model_options, is_model_options=True)
         torch.manual_seed(seed)  # as the stock nodes do when they draw the noise; samplers may use that generator
-        out = guider.sample(
-            noise,
-            samples,
-            sampling.sampler,
-            sigmas.clone(),
-            denoise_mask=mask,
-            callback=lambda *_: None,  # older hosts hand the sampler none where there is none
-            disable_pbar=True,
-            seed=seed,
-        )
+        try:
+            out = guider.sample(
+                noise,
+                samples,
+                sampling.sampler,
+                sigmas.clone(),
+                denoise_mask=mask,
+                callback=lambda *_: None,  # older hosts hand the sampler none where there is none
+                disable_pbar=True,
+                seed=seed,
+            )
+        finally:
+            guider.model_options = options  # a guider around another hands them on to that
         return Played(out, tuple(stand_in.sigmas), stand_in.shapes)
 
     def noise(self) -> Any:

@@ -36,16 +36,31 @@ log_to_console = logger(__name__)
 
 
 class Evaluations:
-    """Counts rows through the denoiser, where it is called. items: of the latent batch that make one row."""
+    """Counts rows through the denoiser, where it is called. items: of the latent batch that make one row. network: how
+    often the model behind it was called."""
 
     def __init__(self, items: int = 1) -> None:
         self.rows = 0
         self.items = items
+        self.network = 0
+        self.idle = 0
 
     def __call__(self, executor: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.rows += x.shape[0] // self.items
-        return executor(x, *args, **kwargs)
+        before = self.network
+        out = executor(x, *args, **kwargs)
+        self.idle += self.network == before
+        return out
+
+    def count_network(self, executor: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.network += 1
+        return executor(*args, **kwargs)
+
+    @property
+    def skipped(self) -> int:
+        """How many times something answered in the model's place, as a cache does that skips steps."""
+        return self.idle if self.network else 0
 
 
 class Sampling:
@@ -79,6 +94,13 @@ class Sampling:
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             WRAPPER_KEY,
             self.evaluations,
+            self.guider.model_options,
+            is_model_options=True,
+        )
+        comfy.patcher_extension.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.APPLY_MODEL,
+            WRAPPER_KEY,
+            self.evaluations.count_network,
             self.guider.model_options,
             is_model_options=True,
         )

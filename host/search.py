@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from ..search.random_search import RandomSearch
 from ..search.recipe import Recipe, portable, to_json
 from ..search.remember import RememberingEngine
 from ..search.replay import ReplayRecipe
-from ..search.run import Algorithm, StaleMemory
+from ..search.run import Algorithm, BatchesMix, StaleMemory
 from ..search.run import search as run_search
 from ..search.zero_order import ZeroOrderSearch
 from ..verifiers.console import logger
@@ -253,8 +254,9 @@ def check_search(algorithm: Algorithm, sampling: Sampling) -> None:
 
 @dataclass
 class _Job:
-    """A search and what it needs. memory: of what was computed before; notes: what the user should know of that;
-    not_kept: why what it computes is no use to the next search."""
+    """A search and what it needs. memory: of what was computed before; notes: what the user should know; not_kept: why
+    what it computes is no use to the next search. untrusted: the evaluations and seconds of a search in batches that
+    was made again one at a time."""
 
     sampling: Sampling
     vae: Any
@@ -272,6 +274,7 @@ class _Job:
     files: Sequence[tuple[str, int, int]] = ()
     not_kept: str = ""
     progress: SearchProgress = field(init=False)
+    untrusted: tuple[int, float] = (0, 0.0)
 
     @contextmanager
     def remembered_in(self, store: Store, algorithm: Algorithm) -> Iterator[StoredMemory | None]:
@@ -315,7 +318,8 @@ class _Job:
             self.notes.append(self.not_kept)
 
     def run(self, algorithm: Algorithm, budget: Budget) -> Pool:
-        """Searches. What is remembered and turns out to be wrong is set aside, and computed anew."""
+        """Searches. What is remembered and turns out to be wrong is set aside and computed anew, and so is what was
+        sampled in batches that mix their candidates: one at a time."""
         memory = self.memory
         while True:
             try:
@@ -332,6 +336,14 @@ class _Job:
                     text += "the scores are other ones each time, so nothing was taken from memory."
                     self.not_kept = text
                 self.notes.append(text)
+            except BatchesMix as mixed:
+                self.options = replace(self.options, batch_size=1)
+                if self.memory is not None:
+                    self.memory.set_aside_batches()
+                self.notes.append(
+                    f"{mixed}. So nothing that was sampled in batches was trusted, and the search made anew, one "
+                    "candidate at a time. Set batch_size to 1."
+                )
 
     def what_is_left(self, error: BaseException) -> str:
         """What to tell the user of a search that came to no result."""
@@ -419,17 +431,27 @@ class _Job:
             noisy=noisy_members(self.verifier),
         )
         pool = Pool(log, keep=self.top_k)
+        before, started = sampling.evaluations.rows, time.perf_counter()
         on_candidate = self.progress.candidate
         try:
             run_search(
                 algorithm, remembering or engine, pool, self.seed, budget, on_candidate, self.drop_bad, self.finish
             )
             self.progress.finished()
+        except BatchesMix:
+            again = [one for one in log.candidates if memory is not None and not one.together and not one.recalled]
+            self.untrusted = (
+                sampling.evaluations.rows - before - sum(one.nfe for one in again),
+                max(time.perf_counter() - started - sum(sum(one.seconds.values()) for one in again), 0.0),
+            )
+            raise
         finally:
             self.progress.close()
             engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
         log.extra_nfe += engine.batches.extra_nfe + (remembering.extra_nfe if remembering else 0)
-        log.extra_seconds += engine.batches.extra_seconds
+        log.extra_nfe += self.untrusted[0]
+        log.extra_seconds += engine.batches.extra_seconds + self.untrusted[1]
+        self.notes += engine.batches.notes
         return pool
 
 

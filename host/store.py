@@ -42,6 +42,7 @@ REOPENINGS = 3  # in one search: some network drives give a file another number 
 SLICE, SLICE_PAGES, SLICE_PICTURES = 200, 2000, 8  # entries, pages and small pictures that are deleted at once
 SMALLEST_MB, LARGEST_MB = 16, 1_000_000
 MANY = 500  # searches listed
+TOGETHER = 6  # where an unwritten entry says whether it was sampled in a batch
 
 SCHEMA = f"""
 PRAGMA auto_vacuum = INCREMENTAL;
@@ -292,7 +293,12 @@ class StoredMemory:
     def set_aside(self) -> int:
         """Takes what earlier runs computed out of this search: it can still be listed, and is not used again. Returns
         how many candidates that were."""
-        return self._try(self._set_aside, 0)
+        return self._try(lambda: self._set_aside("session != ?", self.session), 0)
+
+    def set_aside_batches(self) -> int:
+        """The same for what was sampled in batches, by whichever run."""
+        self.unwritten = [entry for entry in self.unwritten if not entry[TOGETHER]]
+        return self._try(lambda: self._set_aside("together = ?", True), 0)
 
     # What may raise sqlite3.Error
 
@@ -447,19 +453,18 @@ class StoredMemory:
     def _be_patient(self) -> None:
         self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
 
-    def _set_aside(self) -> int:
+    def _set_aside(self, condition: str, value: Any) -> int:
         with _transaction(self._connection):
             search, now = self._search(), time.time()
             aside = self._connection.execute(
                 "INSERT INTO searches (key, prompt, algorithm, created, used) VALUES (?, ?, ?, ?, ?)",
                 (f"{self.key} set aside {uuid.uuid4().hex}", self.prompt, f"{self.algorithm} (set aside)", now, now),
             ).lastrowid
-            theirs = (search, self.session)
             [(count,)] = self._connection.execute(
-                'SELECT COUNT("values") FROM entries WHERE search = ? AND session != ?', theirs
+                f'SELECT COUNT("values") FROM entries WHERE search = ? AND {condition}', (search, value)
             ).fetchall()
             self._connection.execute(
-                "UPDATE entries SET search = ? WHERE search = ? AND session != ?", (aside, *theirs)
+                f"UPDATE entries SET search = ? WHERE search = ? AND {condition}", (aside, search, value)
             )
         return count
 

@@ -29,6 +29,7 @@ class Rendered:
     recalled: known from an earlier search, so that nothing was computed; then there are no results.
     failed: members that are dropped for the whole search, by column, each with what happened; their values may be NaN.
     before: the values of an earlier time when it was made alone, where that is known.
+    mixed: how it differs from what it was in a batch with other candidates, where that is more than rounding.
     """
 
     recipes: Recipes
@@ -43,6 +44,7 @@ class Rendered:
     recalled: bool = False
     failed: Mapping[int, str] = field(default_factory=dict)
     before: torch.Tensor | None = None
+    mixed: str | None = None
 
 
 @dataclass(frozen=True)

@@ -415,9 +415,17 @@ class Pool:
         return sorted({index for index, row in self.wanted() if (index, row) not in self.results})
 
     def again(self) -> list[int]:
-        """Candidates to render alone at the end: those missing, and the winners that were sampled in a batch."""
-        in_batch = {best.index for best in map(self.log.best, range(self.log.rows)) if best.together}
-        return sorted({*self.missing(), *in_batch})
+        """Candidates to render alone at the end: those missing, and those to compare with what a batch made of them."""
+        return sorted({*self.missing(), *self.to_compare()})
+
+    def to_compare(self) -> list[int]:
+        """The winners that were sampled in a batch, and unless the search was ended early what comes next after them: a
+        batch that left the winner alone may have changed others."""
+        log = self.log
+        best = {log.best(row).index for row in range(log.rows)}
+        next_best = {index for row in range(log.rows) for index in log.order(row)[1:2]} if not log.early else set()
+        next_best = {index for index in next_best if not log.candidates[index].recalled}
+        return sorted(index for index in best | next_best if log.candidates[index].together)
 
     def restore(self, index: int, rendered: Rendered) -> None:
         """Puts back the results of a candidate that was rendered again; its evaluations count as extra."""

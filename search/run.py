@@ -25,6 +25,10 @@ class StaleMemory(Exception):
     """What is remembered of a search is not what it gives now: something changed that nobody could see."""
 
 
+class BatchesMix(Exception):
+    """A candidate alone is another than in its batch: what was sampled in batches says nothing sure."""
+
+
 class Algorithm(Protocol):
     """A way to search. Renders stock first, then goes on until its run says that the budget is spent."""
 
@@ -258,7 +262,8 @@ def search(
     drop: leave out candidates without a score (NaN images) instead of raising ValueError. finish: whether somebody
     asked to end with the best so far; looked at after every candidate. Winners that were sampled in
     a batch are rendered again alone, and so are candidates that a rank-based order brought back among the best after
-    their results were let go, or that are only remembered: StaleMemory says that those no longer score what they did.
+    their results were let go, or that are only remembered: StaleMemory says that those no longer score what they did,
+    and BatchesMix that a winner alone is another than in its batch.
     Raises ValueError for a budget or an algorithm that does not fit the engine.
     """
     log = pool.log
@@ -301,12 +306,13 @@ def _of_copies(first: Candidate, second: Candidate) -> str:
 
 
 def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
-    """Renders alone what is among the best and was let go or is only remembered, and the winners sampled in a batch.
+    """Renders alone what is among the best and was let go or is only remembered, and the best sampled in a batch.
 
-    strict: whether something remembered that is no longer so is a StaleMemory, or only a warning.
+    strict: whether something remembered that is no longer so is a StaleMemory, and a winner that is another alone
+    BatchesMix, or only a warning.
     """
     log = pool.log
-    in_batch = {log.best(row).index for row in range(log.rows) if log.best(row).together}
+    in_batch = pool.to_compare()
     apart = 0.0
     failed: dict[int, str] = {}  # since the search
     for index in pool.again():
@@ -326,11 +332,18 @@ def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
         pool.restore(index, rendered)
         if index in in_batch:
             apart = max(apart, float(difference.max()))
+            how = rendered.mixed
             if bool((difference > tolerance(log)).any()):
+                how = f"scores {float(difference.max()):.3g} otherwise"
+            if how is not None:
+                text = (
+                    f"Candidate {index} {how} alone than in its batch: something in the model or the sampler mixes the "
+                    "candidates of a batch"
+                )
+                if strict:
+                    raise BatchesMix(text)
                 log.warnings.append(
-                    f"Candidate {index} scores {float(difference.max()):.3g} otherwise alone than in its batch: "
-                    "something in the model or the sampler mixes the candidates of a batch. The image is the one made "
-                    "alone, but the order may be wrong. Set batch_size to 1."
+                    f"{text}. The image is the one made alone, but the order may be wrong. Set batch_size to 1."
                 )
     for cause in dict.fromkeys(failed.values()):
         names = ", ".join(log.members[member] for member in failed if failed[member] == cause)
@@ -339,7 +352,7 @@ def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
             "they still hold could not be checked.)"
         )
     if in_batch:
-        log.findings["batch_difference"] = apart  # of the winner's values from those of its run alone
+        log.findings["batch_difference"] = apart  # of the best ones' values from those of their runs alone
 
 
 def _is_stale(log: SearchLog, candidate: Candidate, rendered: Rendered) -> bool:

@@ -19,7 +19,7 @@ import comfy.utils
 import latent_preview
 import tiny_models
 from comfy_extras import nodes_easycache, nodes_mahiro, nodes_perpneg, nodes_slg, nodes_video_model
-from noise_search.host import batching
+from noise_search.host import batching, finish
 from noise_search.host import engine as engines
 from noise_search.host.batching import Batches
 from noise_search.host.engine import Options
@@ -41,12 +41,12 @@ STEPS, CFG, SEED = 4, 3.0, 3
 BOUND = 0.01  # of the latent's largest value; 0.002 is the largest that `benchmarks/batching.py` finds
 
 
-def load_benchmark():
-    """benchmarks/batching.py as a module."""
+def load_benchmark(name: str):
+    """A program of benchmarks/ as a module."""
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
     sys.path.insert(0, str(folder))
     try:
-        spec = importlib.util.spec_from_file_location("noise_search_batching", folder / "batching.py")
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
         sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     finally:
@@ -54,7 +54,7 @@ def load_benchmark():
     return module
 
 
-benchmark = load_benchmark()
+benchmark, mixing_benchmark, patches = map(load_benchmark, ("batching", "mixing", "patches"))
 
 
 @pytest.fixture(autouse=True)
@@ -173,12 +173,13 @@ def test_a_row_of_a_batch_is_its_run_alone_or_the_sampler_gets_no_batches(demo, 
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_probe_finds_nothing_against_a_sampler_that_gets_batches(demo, warnings, sampler):
+def test_the_trial_finds_nothing_against_a_sampler_that_gets_batches(demo, sampler):
     sampling = sampling_of(demo, sampler)
     if batching.obstacle(sampling) is None:
         batches = Batches(sampling, 4, 16)
-        batches._probe(sampling, [(Recipe.from_seed(seed),) for seed in range(4)])
-        assert batches.size == 4 and not warnings()
+        made = batches.sample(sampling, [(Recipe.from_seed(seed),) for seed in range(5)], None)
+        assert [one.together for one in made] == [False] + 4 * [True]
+        assert batches.size == 4 and not batches.notes
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "ddim"])
@@ -334,16 +335,21 @@ def test_every_evaluation_of_a_batched_search_is_counted(demo, name):
     assert log.nfe == sum(rows)
 
 
-def test_the_probe_and_the_second_render_are_extra(demo):
+def compared(log) -> int:
+    """How many of the two best are rendered again alone."""
+    return sum(log.candidates[index].together for index in log.order()[:2])
+
+
+def test_the_trial_and_the_second_renders_are_extra(demo):
     log = run(sampling_of(demo)).log
     assert log.best().together
-    assert log.extra_nfe == 2 * (1 + 3) + STEPS
+    assert log.extra_nfe == 3 * STEPS + compared(log) * STEPS
     assert log.nfe == 7 * STEPS + log.extra_nfe
     assert log.extra_seconds > 0
     assert 0 <= log.findings["batch_difference"] < 1e-3
 
 
-def test_a_winner_that_was_sampled_alone_is_not_rendered_again(demo):
+def test_only_what_was_sampled_in_a_batch_is_rendered_again(demo):
     class LikesStock(Contrast):
         """The first image that it sees, and what is like it."""
 
@@ -355,8 +361,7 @@ def test_a_winner_that_was_sampled_alone_is_not_rendered_again(demo):
 
     log = run(sampling_of(demo), LikesStock()).log
     assert log.best().index == 0
-    assert log.extra_nfe == 2 * (1 + 3)
-    assert "batch_difference" not in log.findings
+    assert log.extra_nfe == 3 * STEPS + STEPS  # the next best
 
 
 # The size
@@ -366,7 +371,7 @@ def test_a_fixed_size_is_kept(demo):
     sampling = sampling_of(demo)
     rows = sizes(sampling)
     log = run(sampling, batch_size=2, candidates=6).log
-    assert rows == [1] * STEPS + [1, 1, 2, 2] + [2] * 2 * STEPS + [1] * STEPS + [1] * STEPS  # the winner again
+    assert rows == [1] * STEPS + [3] * STEPS + [2] * 2 * STEPS + [1] * STEPS + [1] * STEPS * compared(log)
     assert [one.together for one in log.candidates] == [False] + 4 * [True] + [False]
 
 
@@ -374,7 +379,7 @@ def test_what_does_not_fill_a_batch_is_sampled_all_the_same(demo):
     sampling = sampling_of(demo)
     rows = sizes(sampling)
     log = run(sampling, batch_size=3, candidates=6).log
-    assert rows == [1] * STEPS + [1, 1, 3, 3] + [3] * STEPS + [2] * STEPS + [1] * STEPS
+    assert rows == [1] * STEPS + [3] * 2 * STEPS + [2] * STEPS + [1] * STEPS * compared(log)
     assert [one.together for one in log.candidates] == [False] + 5 * [True]
 
 
@@ -397,8 +402,8 @@ def test_by_itself_a_search_has_batches_only_where_little_is_spent_beyond_its_bu
     batched = []
     for candidates in range(1, 40):
         batches = Batches(sampling_of(demo, steps=steps), 0, candidates)
-        extra = 2 * (1 + batches.size) + steps
-        assert batches.size == 1 or extra <= batching.EXTRA_SHARE * candidates * steps
+        extra = 3 + 2  # the trial, the two best again
+        assert batches.size == 1 or extra <= batching.EXTRA_SHARE * candidates
         batched.append(batches.size > 1)
     assert batched == sorted(batched) and batched[-1]
     assert not warnings()
@@ -408,9 +413,9 @@ def test_by_itself_a_search_has_no_batches_that_are_not_faster(demo, short, monk
     monkeypatch.setattr(batching, "WORTH", 0.0)
     sampling = sampling_of(demo)
     rows = sizes(sampling)
-    log = run(sampling, batch_size=0, candidates=8).log
-    assert rows == [1] * STEPS + [1, 1, 7, 7] + [1] * 7 * STEPS
-    assert not any(one.together for one in log.candidates)
+    log = run(sampling, batch_size=0, candidates=12).log
+    assert rows == [1] * STEPS + [3] * STEPS + [8] * STEPS + [1] * (3 + compared(log)) * STEPS
+    assert [one.together for one in log.candidates] == [False] + 8 * [True] + 3 * [False]
 
 
 def has_free(monkeypatch, memory: float) -> None:
@@ -443,8 +448,8 @@ def test_a_search_by_itself_has_batches_of_that_size(demo, fast, short, monkeypa
     monkeypatch.setattr(batching, "fitting", lambda sampling: 4)
     sampling = sampling_of(demo)
     rows = sizes(sampling)
-    run(sampling, batch_size=0, candidates=8)
-    assert rows == [1] * STEPS + [1, 1, 4, 4] + [4] * STEPS + [3] * STEPS + [1] * STEPS
+    log = run(sampling, batch_size=0, candidates=8).log
+    assert rows == [1] * STEPS + [3] * STEPS + [4] * STEPS + [3] * STEPS + [1] * STEPS * compared(log)
 
 
 def test_with_no_memory_left_there_are_no_batches(demo, monkeypatch):
@@ -471,6 +476,50 @@ def test_longer_videos_are_sampled_fewer_at_a_time(monkeypatch):
 # What mixes rows, or cannot take them
 
 
+@pytest.fixture(scope="module")
+def cases():
+    """By the name of a patch: whether it mixes rows, and what makes a Sampling with it."""
+    with torch.inference_mode():
+        model, clip, _ = benchmark.load_generator()
+        conditioning = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (benchmark.PROMPT, "")]
+    return mixing_benchmark.cases((model, conditioning), steps=5)
+
+
+# Of each kind one or two; benchmarks/mixing.py has all.
+MIXING = (
+    "TomePatchModel",
+    "HyperTile",
+    "self-attention shared with the first row",
+    "Mahiro, unknown",
+    "Skip Layer Guidance, unknown",
+    "VideoTriangleCFGGuidance",
+    "LazyCache",
+    "RenormCFG",
+    "random channels",
+    "grain, own generator",
+    "maximum of the batch",
+    "quantile of the batch",
+    "least deviation of a row",
+    "towards the last",
+    "late cache, by the mean",
+    "momentum",
+)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_patch_that_mixes_rows_makes_no_other_win_unsaid(cases, name):
+    mixes, make = cases[name]
+    counts = mixing_benchmark.count(make, 20, candidates=4, batch=3, unchecked=False)
+    assert mixes and counts.silent == 0
+
+
+def test_patches_that_mix_nothing_are_not_warned_about(cases):
+    harmless = [name for name, (mixes, _) in cases.items() if not mixes]
+    counts = {name: mixing_benchmark.count(cases[name][1], 1, 4, 3, unchecked=False) for name in harmless}
+    assert len(harmless) >= 20 and not any(one.checked for one in counts.values())
+    assert len([name for name, one in counts.items() if one.warned]) <= 1
+
+
 def mixing(demo, below: float = float("inf")):
     """A MODEL whose predictions are those of the whole batch, averaged, from that sigma downwards."""
     model = demo.model.clone()
@@ -492,34 +541,11 @@ def test_a_patch_that_mixes_rows_is_found_before_the_first_batch(demo, warnings)
         run(sampling),
         run(sampling_of(demo, model=mixing(demo)), batch_size=1),
     )
-    assert rows == [1] * STEPS + [1, 1, 3, 3] + [1] * 6 * STEPS
+    assert rows == [1] * STEPS + [3] * 2 * STEPS + [1] * 6 * STEPS
     assert_equal(result, alone)
-    assert result.log.extra_nfe == 8  # the probe; no winner was sampled in a batch
-    assert any("in a batch they influence each other" in text for text in warnings())
-
-
-@pytest.mark.parametrize("steps", [8, 30])
-def test_a_patch_that_mixes_rows_a_little_is_found_however_many_steps_there_are(demo, warnings, steps):
-    """Mahiro, which takes the mean over the batch of how alike both predictions are, where it is not known by name."""
-    [function] = mahiro(demo.model).model_options["sampler_post_cfg_function"]
-    model = demo.model.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: function(args))
-    sampling = sampling_of(demo, latent={"samples": torch.zeros(1, 16, 16, 16)}, model=model, steps=steps)
-    batches, candidates = Batches(sampling, 4, 16), [(Recipe.from_seed(seed),) for seed in range(4)]
-    batches._probe(sampling, candidates)
-    assert batches.size == 1
-    assert any("in a batch they influence each other" in text for text in warnings())
-
-
-def test_an_attention_patch_that_mixes_rows_is_found_before_the_first_batch(warnings):
-    setup = setup_of(tiny_models.sd15())
-    model = setup.model.clone()
-    model.set_model_attn1_patch(lambda q, k, v, extra: (q, k.mean(dim=0, keepdim=True).expand_as(k), v))
-    sampling = Sampling.ksampler(model, 20, setup.cfg, "euler", "simple", setup.positive, setup.negative, setup.latent)
-    rows = sizes(sampling)
-    run(sampling, candidates=3, batch_size=2)
-    assert max(rows[24:]) == 1
-    assert any("in a batch they influence each other" in text for text in warnings())
+    assert result.log.extra_nfe == 3 * 2 * STEPS  # the trial, and whether it is rounding
+    [warning] = result.log.warnings
+    assert "in a batch they influence each other" in warning and warnings() == [f"Noise Search: {warning}"]
 
 
 def test_noise_that_a_sampler_draws_without_saying_so_is_found_before_the_first_batch(demo, warnings):
@@ -537,22 +563,91 @@ def test_noise_that_a_sampler_draws_without_saying_so_is_found_before_the_first_
         return sampling
 
     assert_equal(run(make()), run(make(), batch_size=1))
-    assert any("in a batch they influence each other" in text for text in warnings())
+    assert any("draws noise of its own" in text for text in warnings())
 
 
-def test_mixing_that_begins_late_is_a_warning_in_the_report(demo):
-    class Calm(Contrast):
-        """Likes what is mixed."""
+def unseen(monkeypatch) -> None:
+    """Nothing is found in the trial."""
+    monkeypatch.setattr(batching._Trial, "apart", lambda self: 0.0)
+
+
+@pytest.mark.parametrize("name", ["random", "zero-order", "drafts, random"])
+def test_what_the_trial_missed_is_found_at_the_end_and_the_search_made_again(demo, monkeypatch, name):
+    alone = run(sampling_of(demo, model=mixing(demo)), algorithm=ALGORITHMS[name], batch_size=1)
+    unseen(monkeypatch)
+    sampling = sampling_of(demo, model=mixing(demo))
+    rows = sizes(sampling)
+    result = run(sampling, algorithm=ALGORITHMS[name])
+    assert_equal(result, alone)
+    assert result.recipe == alone.recipe
+    assert result.log.nfe == sum(rows) > alone.log.nfe
+    assert max(rows) == 3 and not any(one.together for one in result.log.candidates)
+    [warning] = [text for text in result.log.to_dict()["warnings"] if "alone than in its batch" in text]
+    assert "one candidate at a time" in warning
+
+
+@pytest.mark.parametrize(("size", "found"), [(0.02, True), (0.004, False)])
+def test_a_difference_that_no_verifier_sees_sends_the_search_back_too(demo, monkeypatch, size, found):
+    class Indifferent(Contrast):
+        def score(self, images, prompts):
+            return torch.zeros(1, 1)
+
+    sampled = batching.together
+
+    def nudged(*args):
+        made = sampled(*args)
+        for one in made:
+            one.latent["samples"] *= 1 + size
+        return made
+
+    monkeypatch.setattr(batching, "together", nudged)
+    log = run(sampling_of(demo), Indifferent()).log
+    assert any("of its size alone than in its batch" in text for text in log.warnings) == found
+    assert any(one.together for one in log.candidates) != found
+
+
+def test_asked_to_finish_the_search_is_not_made_again_but_warns(demo, monkeypatch):
+    class Impatient(Contrast):
+        """Likes the latest most, and has seen enough after two batches."""
+
+        seen = 0
 
         def score(self, images, prompts):
-            return -super().score(images, prompts)
+            self.seen += 1
+            if self.seen == 7:
+                finish.finish("7")
+            return torch.tensor([[float(self.seen)]])
 
-    model = mixing(demo, below=0.6)  # the last step; the draft of the probe ends with one at 0.75
-    result = run(sampling_of(demo, model=model), Calm())
-    assert result.log.best().together
-    [warning] = [text for text in result.log.to_dict()["warnings"] if "alone than in its batch" in text]
-    assert "Set batch_size to 1" in warning and f"Candidate {result.log.best().index} " in warning
+    unseen(monkeypatch)
+    model = mixing(demo)
+    result = search(
+        lambda: sampling_of(demo, model=model), AnyVae(), Impatient(), SEED, 20, "", 1, Graph("7"), "positive",
+        options=Options(3),
+    )  # fmt: skip
+    assert result.log.early and result.log.best().together
+    [warning] = [text for text in result.log.warnings if "alone than in its batch" in text]
+    assert "Set batch_size to 1" in warning
     assert torch.equal(result.latent["samples"], stock(demo, result.seed, model=model))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_cache_that_skips_steps_gets_no_batches(demo, monkeypatch, late):
+    """Also where it shows only once there were batches."""
+    skip = patches.late_cache(2, 100.0, patches.root_mean_square)(demo.model)
+    calls = []
+
+    def sometimes(apply, args):
+        calls.append(1)
+        if late and len(calls) <= 4 * STEPS:  # stock, the trial and two batches
+            return apply(args["input"], args["timestep"], **args["c"])
+        return skip.model_options["model_function_wrapper"](apply, args)
+
+    model = demo.model.clone()
+    model.set_model_unet_function_wrapper(sometimes)
+    result = run(sampling_of(demo, model=model), candidates=12)
+    assert not any(one.together for one in result.log.candidates)
+    [warning] = [text for text in result.log.warnings if "skips steps" in text]
+    assert ("made anew" in warning) == late
 
 
 @pytest.mark.parametrize(("usual", "warned"), [((0.0, 1e-7), True), ((0.0, 100.0), False)])
@@ -560,8 +655,8 @@ def test_the_verifiers_usual_range_says_what_a_difference_is(demo, usual, warned
     verifier = Contrast()
     verifier.usual_range = usual
     log = run(sampling_of(demo), verifier).log
-    assert log.findings["batch_difference"] > 1e-9
-    assert bool([text for text in log.warnings if "batch_size" in text]) == warned
+    assert bool([text for text in log.warnings if "alone than in its batch" in text]) == warned
+    assert ("batch_difference" in log.findings) != warned  # then there were no batches in the end
 
 
 def test_what_fails_in_a_batch_is_sampled_alone(demo, warnings):
@@ -579,23 +674,6 @@ def test_what_fails_in_a_batch_is_sampled_alone(demo, warnings):
     assert torch.equal(result.log.values(), run(sampling_of(demo), batch_size=1).log.values())
     assert result.log.nfe == sampling.evaluations.rows
     assert any("The size of tensor a (8)" in text for text in warnings())
-
-
-def test_a_sampler_that_takes_no_draft_is_not_batched(demo, warnings):
-    euler = comfy.samplers.sampler_object("euler").sampler_function
-
-    def sample_thoroughly(model, x, sigmas, **kwargs):
-        if len(sigmas) < 5:
-            raise ValueError("at least 4 steps, please")
-        return euler(model, x, sigmas, **kwargs)
-
-    def make():
-        sampling = sampling_of(demo)
-        sampling.sampler = comfy.samplers.KSAMPLER(sample_thoroughly)
-        return sampling
-
-    assert_equal(run(make()), run(make(), batch_size=1))
-    assert any("at least 4 steps, please" in text for text in warnings())
 
 
 def test_a_sampler_that_never_calls_back_can_be_batched(demo):
@@ -693,7 +771,7 @@ def test_videos_are_batched_and_the_winner_is_stock():
     expected = comfy_nodes.common_ksampler(
         setup.model, result.seed, 4, setup.cfg, "euler", "simple", setup.positive, setup.negative, setup.latent
     )[0]["samples"]
-    assert max(rows) == 2 and result.log.best().together
+    assert set(rows[12:]) == {1, 2} and result.log.best().together  # after stock and the trial
     assert torch.equal(result.latent["samples"], expected)
 
 
@@ -777,7 +855,7 @@ def test_on_a_small_card_every_network_is_loaded_once_per_chunk(demo, small_card
         lambda: sampling, demo.vae, small_card.verifier, SEED, 17, "a red circle", 1, Graph(), "positive",
         options=Options(batch_size),
     ).log  # fmt: skip
-    chunks = 3 + ("batch_difference" in log.findings)  # stock, 8, 8, and the winner again
+    chunks = 3 + compared(log)  # stock, 8, 8, and the best again
     assert small_card.loads == list(NETWORKS) * chunks
 
 

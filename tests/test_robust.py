@@ -159,9 +159,9 @@ def test_without_memory_twice_the_error_is_comfyuis_to_handle(first):
     assert_equal(run(), run())
 
 
-@pytest.mark.parametrize("call", [STEPS + 5, STEPS + 9])
+@pytest.mark.parametrize("call", [2 * STEPS + 1, 2 * STEPS + 5])
 def test_without_memory_a_batch_is_halved_for_the_rest_of_the_search(call):
-    sampling = short_of_memory(call)  # the first and the second batch of 3; the probe comes before
+    sampling = short_of_memory(call)  # the first and the second batch of 3; stock and the trial come before
     rows = rows_of(sampling)
     result, undisturbed = run(sampling, BATCH), run(batch_size=BATCH)
     assert result.recipe == undisturbed.recipe
@@ -172,12 +172,12 @@ def test_without_memory_a_batch_is_halved_for_the_rest_of_the_search(call):
     assert set(rows[call:]) == {1}
 
 
-def test_without_memory_for_the_probe_half_as_many_are_probed():
+def test_without_memory_for_the_trial_there_are_no_batches():
     sampling = short_of_memory(STEPS + 3)
     rows = rows_of(sampling)
     result = run(sampling, batch_size=6)
-    assert rows[STEPS : STEPS + 7] == [1, 1, 6, 1, 1, 3, 3]
-    assert rows[STEPS + 7 :] == [3] * 2 * STEPS + [1] * STEPS * result.log.best().together
+    assert rows[STEPS : STEPS + 3] == [3] * 3
+    assert set(rows[STEPS + 3 :]) == {1}
     assert result.log.nfe == sampling.evaluations.rows
 
 
@@ -257,12 +257,11 @@ def cancelled_at(sampling, call) -> list[int]:
 PHASES = {  # of a search in batches: the number of a model call
     "stock": 2,
     "the last step of stock": STEPS,
-    "the probe of one": STEPS + 1,
-    "the probe of all": STEPS + 3,
-    "the end of the probe": STEPS + 4,
-    "the first batch": STEPS + 6,
-    "the second batch": 2 * STEPS + 6,
-    "the winner again": 3 * STEPS + 6,
+    "the trial": STEPS + 1,
+    "the end of the trial": 2 * STEPS,
+    "the first batch": 2 * STEPS + 2,
+    "the second batch": 3 * STEPS + 2,
+    "the winner again": 4 * STEPS + 2,
 }
 
 
@@ -520,10 +519,10 @@ def test_every_search_goes_on_after_a_broken_candidate(name):
 
 def test_a_broken_candidate_says_nothing_against_batches(caplog):
     caplog.set_level(logging.WARNING)
-    sampling = overflowing(only(SEED + BATCH))  # the one that the probe looks at
+    sampling = overflowing(only(SEED + BATCH))
     rows = rows_of(sampling)
     run(sampling, BATCH, drop_bad=True)
-    assert rows.count(BATCH) == 2 + 2 * STEPS
+    assert rows.count(BATCH) == STEPS + 2 * STEPS  # the trial has as many
     assert "influence each other" not in caplog.text
 
 

@@ -228,7 +228,7 @@ def test_scores_that_are_another_each_time_do_not_throw_pictures_away(store, fin
     assert again.log.warnings == []
 
 
-def test_where_a_batch_mixes_its_rows_the_search_is_made_once(store, find, monkeypatch):
+def test_what_was_sampled_in_batches_that_mix_is_never_recalled(store, find, monkeypatch):
     from noise_search.host import batching
 
     together = batching.together
@@ -239,14 +239,17 @@ def test_where_a_batch_mixes_its_rows_the_search_is_made_once(store, find, monke
             one.latent["samples"] += 0.2
         return made
 
+    fresh, _ = find(None, candidates=8)
     monkeypatch.setattr(batching, "together", mixing)
-    monkeypatch.setattr("noise_search.search.run.RANGE_APART", 1e-5)
     first, _ = find(store, candidates=8, alone=4)
     assert [note for note in first.log.warnings if "mixes the candidates" in note]
+    assert found(first) == found(fresh)
+    assert first.log.nfe > 8 * STEPS
     for _ in range(2):
         again, evaluated = find(store, candidates=8, alone=4)
         assert evaluated == STEPS
-        assert len(again.log.recalled) == 8
+        assert len(again.log.recalled) == 8 and not again.log.warnings
+        assert found(again) == found(fresh)
 
 
 def test_switched_off_nothing_is_written_or_known(store, find):
