@@ -111,19 +111,21 @@ def _paths(text: str, choices: Choices) -> list[str]:
         models = {folder: models[folder] for folder in listed or models}
     paths = list(models.values())
     given = _input_path(text)
-    if given is not None and (os.path.isfile(given) and PurePath(text).suffix or text in choices()):
+    if given is not None and (
+        _names_folders(text, choices()) if os.path.isdir(given) else PurePath(text).suffix or text in choices()
+    ):
         paths.append(given)
     if not paths and os.path.isabs(text) and (os.path.isdir(text) or _is_known(text) and os.path.isfile(text)):
         return [text]
-    return paths or (_chosen(text) if text in choices() else [])
+    return paths or (_chosen(text, choices()) if text in choices() else [])
 
 
-def _chosen(text: str) -> list[str]:
+def _chosen(text: str, choices: frozenset[str]) -> list[str]:
     """What a choice of a list stands for where no file has just this name: a folder, a file in a named folder, or the
     two files of a small autoencoder."""
     known = [folder for folder in list(folder_paths.folder_names_and_paths) if folder != "custom_nodes"]
-    roots = dict.fromkeys(root for folder in known for root in folder_paths.get_folder_paths(folder))
-    paths = [path for path in (_inside(root, text) for root in roots) if path and os.path.isdir(path)]
+    paths = _model_folders(text)
+    paths = paths if paths and _names_folders(text, choices) else []
     folder, _, rest = text.replace("\\", "/").partition("/")
     if not paths and folder in known and rest:
         paths = [folder_paths.get_full_path(folder, rest)]
@@ -132,6 +134,22 @@ def _chosen(text: str) -> list[str]:
         small = [file for file in folder_paths.get_filename_list("vae_approx") if file.startswith(halves)]
         paths = [folder_paths.get_full_path("vae_approx", file) for file in small]
     return [path for path in paths if path]
+
+
+def _model_folders(name: str) -> list[str]:
+    """The folders of this name in the model folders."""
+    known = [folder for folder in list(folder_paths.folder_names_and_paths) if folder != "custom_nodes"]
+    roots = dict.fromkeys(root for folder in known for root in folder_paths.get_folder_paths(folder))
+    return [path for path in (_inside(root, name) for root in roots) if path and os.path.isdir(path)]
+
+
+def _names_folders(text: str, choices: frozenset[str]) -> bool:
+    """Whether a choice that is called like a folder means it: where most of the list is on disk. "flux" among types of
+    text encoders is a type, also where somebody keeps LoRAs in a folder of that name."""
+    if text not in choices:
+        return False
+    there = (bool(ENDING.search(one) or _model_folders(one) or _input_path(one)) for one in choices)
+    return 2 * sum(there) > len(choices)
 
 
 def _is_known(path: str) -> bool:

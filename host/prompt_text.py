@@ -20,7 +20,7 @@ SHOWN_CHARACTERS = 80
 TAG = re.compile(r"<(?:lora|lyco|lycoris|loha|locon|hypernet)\s*:[^<>]*>", re.IGNORECASE)
 # What text boxes and encoders of other packs fill in or take out before the model reads the text: lines that begin with
 # "#", [tokens], __wildcards__, {one|of|several}.
-FILLED_IN = re.compile(r"^[ \t]*#|\[[^\[\]\n]+\]|__[^\s_][^\n]*?__|\{[^{}]*\|[^{}]*\}", re.MULTILINE)
+FILLED_IN = re.compile(r"^[ \t]*#|\[[^\[\]\n]+\]|__[^\s_][^\n]*?__|\{[^{}|]*\|[^{}]*\}", re.MULTILINE)
 
 
 class PromptNotFound(ValueError):

@@ -62,7 +62,7 @@ def _as_read(text: str) -> str:
                 piece, taken = _beside_embedding(piece), True
             read += _gap(read, piece) + piece
     if taken:  # "a, embedding:x, b": one comma is enough
-        read = re.sub(r"\s*,(?:\s*,)*", ",", read).lstrip(" \n,")
+        read = re.sub(r"(?<!\s)\s*,(?:\s*,)*", ",", read).lstrip(" \n,")
     return read
 
 

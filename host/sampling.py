@@ -321,7 +321,7 @@ def check_pictures(latent: Mapping[str, Any]) -> None:
     """Raises ValueError where a LATENT is not of pictures: nothing here could score what comes of it."""
     samples = latent["samples"]
     first = samples.unbind()[0] if samples.is_nested else samples  # of a video with its sound the video
-    kind = str(latent.get("type", ""))
+    kind = "" if samples.is_nested else str(latent.get("type", ""))  # joined, a latent may keep that of its sound
     if first.ndim > 3 and kind not in NO_PICTURES:
         return
     what = NO_PICTURES.get(kind, "audio or a 3D shape")

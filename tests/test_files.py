@@ -24,6 +24,12 @@ class ListsVerifiers:
         return {"required": {"model_name": (["a-model", "clip_vision/whole.safetensors", "taesd"], {})}}
 
 
+class ListsTypes:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"type": (["stable_diffusion", "sd3", "flux", "wan"],), "device": (["default", "cpu"],)}}
+
+
 class ListsLoras:
     @classmethod
     def INPUT_TYPES(cls):
@@ -52,7 +58,7 @@ def home(tmp_path, monkeypatch):
             monkeypatch.setattr(folder_paths, f"{kind}_directory", str(place / kind))
         return place
 
-    for kind in (ListsVerifiers, ListsLoras, Breaks, CLIPScore):
+    for kind in (ListsVerifiers, ListsTypes, ListsLoras, Breaks, CLIPScore):
         monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, kind.__name__, kind)
     settle(tmp_path / "here")
     settle.here, settle.there = tmp_path / "here", tmp_path / "there"
@@ -116,6 +122,13 @@ def test_of_two_files_of_one_name_the_one_counts_that_the_node_lists(home):
     assert contents(graph, "1") == alone
     put(home.here / "models/loras/same.safetensors", b"arol")
     assert contents(graph, "1") != alone
+
+
+@pytest.mark.parametrize("place", ["models/loras", "input"])
+def test_a_choice_that_is_called_like_somebodys_folder_is_no_folder(home, place):
+    graph = {"1": node("ListsTypes", type="flux", device="cpu")}
+    put(home.here / place / "flux/style.safetensors", b"lora")
+    assert contents(graph, "1") == {}
 
 
 def test_a_file_at_a_full_path(home, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("comfy")
 
-from noise_search.host.prompt_text import PromptNotFound
+from noise_search.host.prompt_text import FILLED_IN, PromptNotFound
 from noise_search.host.prompt_words import FILLING, plain_text
 from noise_search.host.search import Graph, system_text_notes, verifier_prompt, verifier_prompts
 from noise_search.host.verifier import load_demo_verifier
@@ -88,6 +88,12 @@ def test_a_sentence_that_was_typed_for_the_verifier_keeps_its_parentheses(senten
 )
 def test_a_prompt_that_was_typed_is_read_as_one_that_was_found(text):
     assert told(text).text == plain_text(text) == told(positive=text).text
+
+
+@pytest.mark.parametrize("text", ["embedding:x (b:1.2)" + " " * 300_000 + "c", "{" + "|" * 300_000])
+def test_a_long_text_takes_no_longer_than_its_length(text):
+    assert plain_text(text)
+    assert FILLED_IN.search(text) is None
 
 
 @pytest.mark.parametrize("text", ["a (small:1.3) star \\(toy\\), ((red)) circle, embedding:goodstyle", "a (red) cat"])

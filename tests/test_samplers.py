@@ -16,7 +16,7 @@ from conformance import SEED, search
 from noise_search.host import batching
 from noise_search.host.engine import ComfyEngine, Options
 from noise_search.host.rehearsal import Rehearsal
-from noise_search.host.sampling import LAST_SEED, Sampling
+from noise_search.host.sampling import LAST_SEED, Sampling, check_pictures
 from noise_search.host.search import Graph
 from noise_search.host.search import search as whole_search
 from noise_search.search.budget import Budget
@@ -337,6 +337,16 @@ def test_a_latent_that_is_no_picture_is_refused_before_sampling(latent, what):
     inputs = (8, setup.cfg, "euler", "simple", setup.positive, setup.negative, latent)
     with pytest.raises(ValueError, match=what):
         Sampling.ksampler(setup.model, *inputs)
+
+
+def test_a_video_joined_with_its_sound_is_no_audio():
+    from comfy_extras.nodes_lt import LTXVConcatAVLatent
+
+    video, sound = torch.zeros(1, 128, 3, 8, 8), torch.zeros(1, 8, 16, 16)
+    joined = LTXVConcatAVLatent.execute({"samples": video}, {"samples": sound, "type": "audio"}).args[0]
+    check_pictures(joined)
+    with pytest.raises(ValueError, match="which is audio"):
+        check_pictures({"samples": sound, "type": "audio"})
 
 
 class Decodes:
