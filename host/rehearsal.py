@@ -120,7 +120,7 @@ class Rehearsal:
         sigmas = sampling.sigmas if sigmas is None else sigmas
         guider = copy.copy(sampling.source)
         options = guider.model_options
-        guider.model_options = comfy.model_patcher.create_model_options_clone(options)
+        guider.model_options = comfy.model_patcher.create_model_options_clone(sampling.source_options)
         known = guider.model_options.get("sampler_post_cfg_function", ())
         stand_in = StandIn(known, MOST_CALLS + CALLS_PER_STEP * len(sigmas))
         where = comfy.patcher_extension.WrappersMP.PREDICT_NOISE

@@ -81,7 +81,7 @@ class Sampling:
         to_intermediate_dtype: bool = False,
     ):
         check_pictures(latent)
-        self.source = guider
+        self.source, self.source_options = guider, guider.model_options  # a guider around another shares them with it
         self.guider = copy.copy(guider)
         self.guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
         self.model = guider.model_patcher
