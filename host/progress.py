@@ -203,7 +203,9 @@ def outcome(log: SearchLog) -> str:
     spent = f"{log.nfe - log.extra_nfe:,} NFE{extra}"
     lines = [f"{_best(log)} · {spent}.", f"Ended because {log.stopped}." if log.stopped else ""]
     if log.recalled:
-        lines.append(f"{len(log.recalled)} of {len(log.candidates)} candidates were known from before.")
+        known, made = len(log.recalled), len(log.candidates)
+        of_all = f"{known} of {made} candidates " + ("was" if known == 1 else "were")
+        lines.append(f"{of_all if made > 1 else 'It was'} known from before.")
     return "\n".join([*filter(None, lines), *log.warnings])
 
 

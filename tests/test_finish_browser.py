@@ -72,7 +72,7 @@ class Tab:
     """One browser tab with the example open."""
 
     def __init__(self, chromium, server, look):
-        self.server = server
+        self.server, self.look = server, look
         self.front = frontend.FrontEnd(chromium, server.url, settings=LOOKS[look])
         self.page = self.front.page
         self.page.evaluate(WATCH, [*ENDS, "executing", "progress_state"])
@@ -128,6 +128,21 @@ class Tab:
     def wait_for_result(self, text):
         self.page.wait_for_selector(f".noise-search-result:has-text('{text}')", timeout=WAIT)
 
+    def pictures(self):
+        """How many pictures the search node shows, where nodes are not painted on the canvas."""
+        return self.page.evaluate(f"document.querySelectorAll(`[data-node-id='${{{SEARCH_NODE}.id}}'] img`).length")
+
+    def narrow(self):
+        """What of a result's text is seen on a node that is made narrow: heights of the text and of its place."""
+        self.page.evaluate(f"{SEARCH_NODE}.setSize([260, {SEARCH_NODE}.size[1]])")
+        for _ in range(40):
+            self.page.wait_for_timeout(250)
+            measure = "one => [one.clientWidth, one.scrollHeight, one.clientHeight]"
+            width, whole, seen = self.page.eval_on_selector(".noise-search-result", measure)
+            if width <= 260 and seen >= whole:
+                break
+        return width, whole, seen
+
     def search_node(self):
         return self.page.evaluate(f"{SEARCH_NODE}.serialize()")
 
@@ -156,14 +171,15 @@ def story(tab):
     told.after = tab.buttons()
     tab.queue()
     tab.wait_until_scored()
-    told.results_while_running = tab.results()[0]
+    told.results_while_running, told.pictures_while_running = tab.results()[0], tab.pictures()
     tab.finish()
     told.second = tab.end()
     tab.wait("idle")
     tab.wait_for_result("asked to finish")
     told.results = tab.results()
     tab.page.wait_for_timeout(500)  # front ends from 1.58 on take texts away after the end
-    told.results_later = tab.results()
+    told.results_later, told.pictures = tab.results(), tab.pictures()
+    told.narrow = tab.narrow()
     tab.set(candidates=16, steps=20, batch_size=0)
     told.saved = tab.search_node()
     told.saved_prompt, told.loaded_prompt = tab.page.evaluate(SAVE_AND_LOAD)
@@ -220,6 +236,16 @@ def test_the_result_stands_on_the_node_once_and_for_good(story):
 
 def test_the_result_of_before_is_gone_while_the_node_runs(story):
     assert story.results_while_running == []
+
+
+def test_the_node_shows_one_picture(story, tab):
+    one = 1 if tab.look == "nodes 2.0" else 0  # the classic canvas paints it
+    assert story.pictures == story.pictures_while_running == one
+
+
+def test_on_a_narrow_node_the_whole_result_is_seen(story):
+    width, whole, seen = story.narrow
+    assert width <= 260 and seen >= whole > 0
 
 
 def test_saved_after_a_run_every_value_is_where_it_was(story):

@@ -133,6 +133,15 @@ def test_the_picture_on_show_at_the_end_is_the_winner(demo, shown, tmp_path, way
     assert way == "one candidate" or result.log.best().index > 0, "or stock's picture would be right by chance"
 
 
+def test_it_says_how_many_were_known_from_before(demo, shown, tmp_path):
+    store = Store(tmp_path)
+    texts = [find(demo, candidates=count, store=store).text for count in (1, 1, 2, 3)]
+    assert "known" not in texts[0]
+    assert texts[1].endswith("\nIt was known from before.")
+    assert "\n1 of 2 candidates was known from before." in texts[2]
+    assert "\n2 of 3 candidates were known from before." in texts[3]
+
+
 @pytest.mark.parametrize("how", ["random search", "search over paths", "draft and final"])
 def test_asked_to_finish_it_is_the_best_so_far(demo, shown, monkeypatch, how):
     """What a path or a draft is brought to its end as."""

@@ -2,6 +2,7 @@
 // commands.
 import { app } from "../../../scripts/app.js";
 import { addFinishButton, finishAll, refresh, watchExecution } from "./finish_now.js";
+import { watchPictures } from "./one_picture.js";
 import { showOutputs, watchResult, watchTexts } from "./result_text.js";
 import { showStoredSearches } from "./stored_searches.js";
 
@@ -40,6 +41,7 @@ app.registerExtension({
     addStyleSheet();
     watchExecution();
     watchTexts();
+    watchPictures(SEARCH_NODES);
   },
   nodeCreated(node) {
     if (SEARCH_NODES.includes(node.comfyClass)) addFinishButton(node);

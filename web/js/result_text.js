@@ -26,6 +26,11 @@ function heightOf(content) {
   return Math.min(height + PADDING, HIGHEST);
 }
 
+function fit(node) {
+  node.expandToFitContent?.();
+  node.setDirtyCanvas(true, true);
+}
+
 function add(node) {
   const content = document.createElement("div");
   const row = document.createElement("div");
@@ -41,6 +46,7 @@ function add(node) {
   });
   widget.serialize = false; // no value of the node
   widget.content = content;
+  new ResizeObserver(() => fit(node)).observe(content); // on a narrower node it has more lines
   return widget;
 }
 
@@ -49,10 +55,7 @@ function show(node, text) {
   remove(node, WHILE_RUNNING);
   const widget = node.widgets?.find((one) => one.name === WIDGET) ?? add(node);
   widget.content.textContent = text;
-  requestAnimationFrame(() => {
-    node.expandToFitContent?.();
-    node.setDirtyCanvas(true, true);
-  });
+  requestAnimationFrame(() => fit(node));
 }
 
 function showOutput(node, output) {
