@@ -10,17 +10,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Of an encoder's texts, the one that a person writes as a sentence: a language model's and the big CLIP's come first.
+# Of an encoder's texts, what was made of the wildcards in another, or the one that a person writes as a sentence: a
+# language model's and the big CLIP's come first.
 PREFERRED_TEXTS = (
-    *("t5xxl", "llama", "text_g", "clip_g", "text", "prompt", "user_prompt", "mt5xl", "qwen25_7b", "tags"),
-    *("bert", "text_l", "clip_l"),
+    *("populated_text", "t5xxl", "llama", "text_g", "clip_g", "prompt_g", "text", "prompt", "user_prompt", "mt5xl"),
+    *("qwen25_7b", "tags", "bert", "text_l", "clip_l"),
 )
 ANY_TYPES = {"*", "COMFY_MATCHTYPE_V3"}
 SHOWN_CHARACTERS = 80
 TAG = re.compile(r"<(?:lora|lyco|lycoris|loha|locon|hypernet)\s*:[^<>]*>", re.IGNORECASE)
-# What text boxes and encoders of other packs fill in or take out before the model reads the text: lines that begin with
-# "#", [tokens], __wildcards__, {one|of|several}.
-FILLED_IN = re.compile(r"^[ \t]*#|\[[^\[\]\n]+\]|__[^\s_][^\n]*?__|\{[^{}|]*\|[^{}]*\}", re.MULTILINE)
+# What text boxes and encoders of other packs fill in, take out or carry out before the model reads the text: lines that
+# begin with "#", [tokens], __wildcards__, {one|of|several}, MASK(0 0.5), and AND or COUPLE between prompts, but not in
+# WORDS AND WORDS in capitals.
+FILLED_IN = re.compile(
+    r"^[ \t]*#|\[[^\[\]\n]+\]|__[^\s_][^\n]*?__|\{[^{}|]*\|[^{}]*\}"
+    r"|\b[A-Z][A-Z0-9_]+\(|(?<![A-Z]\s)\b(?:AND|COUPLE)\b",
+    re.MULTILINE,
+)
 
 
 class PromptNotFound(ValueError):
@@ -229,7 +235,21 @@ class _Search:
         ]
         if slot and same:
             return same
-        return [value for name, value in links.items() if _polarity(name) == _polarity(slot)]
+        others: list[Sequence[Any]] = [value for name, value in links.items() if _polarity(name) == _polarity(slot)]
+        return others or self._piped(node_id, slot)
+
+    def _piped(self, node_id: str, slot: str) -> list[Sequence[Any]]:
+        """The links at which it went into the pipes or contexts that a node takes it from."""
+        found: list[Sequence[Any]] = []
+        for name, (source, _) in self.links(node_id).items():
+            if not any("PIPE" in kind or "CONTEXT" in kind for kind in self.types_of(node_id, name)):
+                continue
+            names = [str(one).lower() for one in self.output_names(self.class_type(source))]
+            if slot in names:
+                found.append([source, names.index(slot)])
+            elif slot in self.links(source):
+                found.append(self.links(source)[slot])
+        return found
 
     def _is_conditioning(self, node_id: str, name: str) -> bool:
         if types := self.types_of(node_id, name):

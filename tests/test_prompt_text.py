@@ -16,11 +16,18 @@ OUTPUTS = {
     "TextEncodeEdit": ["positive", "negative"],
     "Loader": ["MODEL", "CLIP", "VAE"],
     "PrimitiveString": ["STRING"],
+    **dict.fromkeys(("Context", "Switch"), ["CONTEXT", "MODEL", "POSITIVE", "NEGATIVE"]),
+    "ToPipe": ["basic_pipe"],
+    "FromPipe": ["model", "positive", "negative"],
+    "Captioner": ["positive"],
 }
 TYPES = {
     "Lumina": {"clip": "CLIP", "system_prompt": "COMBO", "user_prompt": "STRING"},
     "PassAnything": {"anything": "*"},
     "LoadText": {"value": "COMBO"},
+    "Switch": {"ctx_01": "SOME_CONTEXT", "ctx_02": "SOME_CONTEXT"},
+    "FromPipe": {"basic_pipe": "BASIC_PIPE"},
+    "Captioner": {"latent": "LATENT"},
 }
 
 
@@ -69,6 +76,52 @@ CONTROLNET = {
     "p": encode("a cat"),
     "n": encode("blurry"),
 }
+
+
+def context(words, id_="c"):
+    return {
+        id_: node("Context", positive=[f"{id_}p", 0], negative=["n", 0]),
+        f"{id_}p": encode(words),
+        "n": encode("blurry"),
+    }
+
+
+@pytest.mark.parametrize(("slot", "expected"), [(2, "a cat"), (3, "blurry")])
+def test_a_prompt_is_found_through_a_context_and_a_switch_of_contexts(slot, expected):
+    switch = node("Switch", ctx_01=["c", 0])
+    assert text(top=sampler(["w", slot]), w=switch, **context("a cat")) == expected
+
+
+def test_a_switch_of_two_contexts_may_let_either_through():
+    switch = node("Switch", ctx_01=["c", 0], ctx_02=["d", 0])
+    asked = message(top=sampler(["w", 2]), w=switch, **(context("a cat") | context("a dog", "d")))
+    assert "2 different texts" in asked and "a cat" in asked and "a dog" in asked
+
+
+@pytest.mark.parametrize(("slot", "expected"), [(1, "a cat"), (2, "blurry")])
+def test_a_prompt_is_found_where_it_went_into_a_pipe(slot, expected):
+    pipe = node("ToPipe", model=["loader", 0], positive=["p", 0], negative=["n", 0])
+    unpack = node("FromPipe", basic_pipe=["t", 0])
+    assert text(top=sampler(["f", slot]), f=unpack, t=pipe, p=encode("a cat"), n=encode("blurry")) == expected
+
+
+def test_what_is_no_pipe_carries_no_prompt():
+    first = node("KSampler", positive=["p", 0], negative=["n", 0])
+    graph = {"first": first, "p": encode("a cat"), "n": encode("blurry")}
+    assert "no text behind" in message(top=sampler(["x", 0]), x=node("Captioner", latent=["first", 0]), **graph)
+
+
+@pytest.mark.parametrize("populated", ["a red circle", "a red circle <lora:x:1>"])
+def test_of_a_wildcard_encoder_what_was_made_of_the_wildcards_is_the_prompt(populated):
+    encoder = node("Wildcards", clip=["loader", 1], wildcard_text="a __colour__ circle", populated_text=populated)
+    assert text(top=sampler(["w", 0]), w=encoder) == "a red circle"
+
+
+def test_of_a_wildcard_encoder_with_wildcards_left_the_prompt_is_not_known():
+    encoder = node(
+        "Wildcards", clip=["loader", 1], wildcard_text="a __x__ circle", populated_text="a {red|blue} circle"
+    )
+    assert "may change" in message(top=sampler(["w", 0]), w=encoder)
 
 
 def test_slot_positive_goes_on_at_input_positive_of_nodes_that_carry_both():
@@ -272,7 +325,15 @@ def test_a_circle_of_images_ends():
     assert "no sampler behind 'image'" in message("image", top=node("Score", image=["a", 0]), a=a, b=b)
 
 
-FILLED_IN = ["# an idea: a square\na circle", "a __colour__ circle", "a [colour] circle", "a {red|blue} circle"]
+FILLED_IN = [
+    *("# an idea: a square\na circle", "a __colour__ circle", "a [colour] circle", "a {red|blue} circle"),
+    *(
+        "a circle AND a square :0.5",
+        "a circle\nAND a square",
+        "a circle COUPLE MASK(0 0.5) a square",
+        "SHUFFLE(red, blue)",
+    ),
+]
 
 
 @pytest.mark.parametrize("written", FILLED_IN)
@@ -294,7 +355,10 @@ def test_comfyuis_own_nodes_pass_a_text_on_as_it_is_written(written):
     assert text(top=sampler(["p", 0]), p=encode(["s", 0]), s=node("PrimitiveString", value=written)) == written
 
 
-@pytest.mark.parametrize("plain", ["a (red:1.2) circle", "a red circle, 50% #1 [", "snake_case {one} a__b"])
+@pytest.mark.parametrize(
+    "plain",
+    ["a (red:1.2) circle", "a red circle, 50% #1 [", "snake_case {one} a__b", "a sign: RED AND BLUE, HDR (bright)"],
+)
 def test_a_plain_text_of_another_packs_node_is_known(plain):
     assert text(top=sampler(["p", 0]), p=encode(["box", 0]), box=node("TextBox", text=plain)) == plain
 
