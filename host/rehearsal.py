@@ -164,7 +164,8 @@ def alike(first: Any, second: Any) -> bool:
         return all(alike(*parts) for parts in zip(first.unbind(), second.unbind(), strict=True))
     if first.shape != second.shape or not torch.equal(torch.isfinite(first), torch.isfinite(second)):
         return False
-    first, second = (torch.nan_to_num(part.double(), 0.0, 0.0, 0.0) for part in (first, second))
+    # on the CPU: some devices (Apple's, some of Intel's) have no doubles
+    first, second = (torch.nan_to_num(part.cpu().double(), 0.0, 0.0, 0.0) for part in (first, second))
     if not first.numel():
         return True
     largest = torch.maximum(first.abs().max(), second.abs().max())

@@ -15,7 +15,7 @@ from comfy_extras import nodes_custom_sampler
 from conformance import SEED, search
 from noise_search.host import batching
 from noise_search.host.engine import ComfyEngine, Options
-from noise_search.host.rehearsal import Rehearsal
+from noise_search.host.rehearsal import Rehearsal, alike
 from noise_search.host.sampling import LAST_SEED, Sampling, check_pictures
 from noise_search.host.search import Graph
 from noise_search.host.search import search as whole_search
@@ -163,6 +163,22 @@ def test_what_cannot_run_without_its_model_counts_as_noisy(caplog):
     sampling.sampler = made(needs_the_model)
     assert not sampling.deterministic
     assert "tried without a model (KeyError: 'cached keys')" in caplog.text
+
+
+class WithoutDoubles(torch.Tensor):
+    """As on a device that has none, such as Apple's."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        assert function is not torch.Tensor.double and not any(value is torch.float64 for value in args)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_what_a_trial_gives_is_compared_on_a_device_without_doubles_too():
+    first, second = (torch.tensor(values).as_subclass(WithoutDoubles) for values in ([1.0, 2.0], [1.0, 2.5]))
+    assert alike(first, first) and not alike(first, second)
 
 
 def test_cancel_stops_the_trial_of_a_sampler():
