@@ -53,9 +53,10 @@ def model_files(name: str, but: Sequence[str] = ("custom_nodes",)) -> dict[str, 
         return {}
     found = {}
     for folder in list(folder_paths.folder_names_and_paths):
-        path = None if folder in but else folder_paths.get_full_path(folder, name)
-        if path is not None and os.path.isfile(path):
-            found[folder] = path
+        with suppress(ValueError):  # on Windows, of ComfyUI, for what begins like a path on another drive
+            path = None if folder in but else folder_paths.get_full_path(folder, name)
+            if path is not None and os.path.isfile(path):
+                found[folder] = path
     return found
 
 

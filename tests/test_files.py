@@ -10,6 +10,7 @@ pytest.importorskip("comfy")
 import folder_paths
 from graphs import node
 from noise_search.host import files
+from noise_search.host.content import files_behind
 from noise_search.host.files import contents
 from noise_search.nodes.loaders import CLIPScore
 
@@ -141,6 +142,19 @@ def test_a_file_at_a_full_path(home, tmp_path):
     assert contents({"1": node("LoadFromPath", path=str(tmp_path / "secret.txt"))}, "1") == {}
     put(tmp_path / "ref.png", b"other")
     assert contents(graph, "1") != first[0] and contents(graph, "2") != first[1]
+
+
+def test_a_full_path_on_another_drive_of_windows(home, tmp_path, monkeypatch):
+    def get_full_path(folder, name):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    path = tmp_path / "ref.png"
+    graph = {"1": node("LoadFromPath", path=str(path)), "2": node("KSampler", image=["1", 0])}
+    put(path, b"first")
+    first = contents(graph, "2")
+    monkeypatch.setattr(folder_paths, "get_full_path", get_full_path)
+    assert contents(graph, "2") == first != {}
+    assert files_behind(graph, "2") == []
 
 
 STRANGE = ["", "/", "..", ".", "../here/input/ref.png", "../../x.png", "a\0b.png", "x" * 5000, "a cat.", "euler", None]
