@@ -24,6 +24,7 @@ from ..search.engine import coarser
 from ..search.recipe import SEED_RANGE, Recipe
 from ..verifiers.console import logger
 from .demo import check_latent
+from .memory import with_memory
 from .noise import initial_noise
 from .rehearsal import Rehearsal
 
@@ -187,7 +188,7 @@ class Sampling:
     def rehearsed(self, question: Callable[[Rehearsal], T]) -> T | None:
         """The answer, or None where the sampler cannot be tried without its model."""
         try:
-            return question(Rehearsal(self))
+            return with_memory(lambda: question(Rehearsal(self)), "trying the sampler")
         except comfy.model_management.InterruptProcessingException:  # an Exception on older hosts
             raise
         except Exception as error:  # samplers come from any pack

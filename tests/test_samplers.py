@@ -165,6 +165,19 @@ def test_what_cannot_run_without_its_model_counts_as_noisy(caplog):
     assert "tried without a model (KeyError: 'cached keys')" in caplog.text
 
 
+def test_running_out_of_memory_in_a_trial_says_nothing_of_the_sampler():
+    tries = []
+
+    def sample_large(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return added_by_a_pack(model, x, sigmas, extra_args, callback, eta=0.0)
+
+    assert not adds_noise(made(sample_large))
+    assert len(tries) == 3
+
+
 class WithoutDoubles(torch.Tensor):
     """As on a device that has none, such as Apple's."""
 
