@@ -241,8 +241,9 @@ class _Search:
     def _piped(self, node_id: str, slot: str) -> list[Sequence[Any]]:
         """The links at which it went into the pipes or contexts that a node takes it from."""
         found: list[Sequence[Any]] = []
-        for name, (source, _) in self.links(node_id).items():
-            if not any("PIPE" in kind or "CONTEXT" in kind for kind in self.types_of(node_id, name)):
+        for name, link in self.links(node_id).items():
+            source, kinds = link[0], self.types_of(node_id, name) or {self.slot_name(link).upper()}
+            if not any("PIPE" in kind or "CONTEXT" in kind for kind in kinds):
                 continue
             names = [str(one).lower() for one in self.output_names(self.class_type(source))]
             if slot in names:
@@ -335,6 +336,9 @@ class _Search:
         inputs = self.inputs(node_id)
         if (chosen := self._switched(node_id)) is not None:
             return inputs.get(chosen)
+        switches = {name for name, value in inputs.items() if isinstance(value, bool)}
+        if switches and "constant" in self.class_type(node_id).lower():  # they say what is done with its lines
+            inputs = {name: value for name, value in inputs.items() if name not in switches and "\n" not in str(value)}
         if len(inputs) != 1:
             return None
         [(name, value)] = inputs.items()

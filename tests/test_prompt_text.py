@@ -25,7 +25,6 @@ TYPES = {
     "Lumina": {"clip": "CLIP", "system_prompt": "COMBO", "user_prompt": "STRING"},
     "PassAnything": {"anything": "*"},
     "LoadText": {"value": "COMBO"},
-    "Switch": {"ctx_01": "SOME_CONTEXT", "ctx_02": "SOME_CONTEXT"},
     "FromPipe": {"basic_pipe": "BASIC_PIPE"},
     "Captioner": {"latent": "LATENT"},
 }
@@ -122,6 +121,16 @@ def test_of_a_wildcard_encoder_with_wildcards_left_the_prompt_is_not_known():
         "Wildcards", clip=["loader", 1], wildcard_text="a __x__ circle", populated_text="a {red|blue} circle"
     )
     assert "may change" in message(top=sampler(["w", 0]), w=encoder)
+
+
+def test_a_constant_of_one_line_is_known_whatever_it_does_with_lines():
+    constant = node("StringConstantLines", string="a cat", strip_newlines=True)
+    assert text(top=sampler(["p", 0]), p=encode(["c", 0]), c=constant) == "a cat"
+    for other in (
+        node("StringConstantLines", string="a cat\non a mat", strip_newlines=True),
+        node("StringChanged", string="a cat", upper_case=True),
+    ):
+        assert "computed by node c" in message(top=sampler(["p", 0]), p=encode(["c", 0]), c=other)
 
 
 def test_slot_positive_goes_on_at_input_positive_of_nodes_that_carry_both():
