@@ -96,4 +96,6 @@ def chromium():
         with frontend.browser() as running:
             yield running
     except frontend.NoBrowser as reason:
+        if os.environ.get("CI"):  # there a browser is expected
+            pytest.fail(str(reason))
         pytest.skip(str(reason))
