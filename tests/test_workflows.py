@@ -192,14 +192,10 @@ class TestOnAServer:
 
 
 @pytest.fixture(scope="module")
-def converted(server, pictures):
+def converted(server, chromium, pictures):
     """Every example as the real front end would queue it."""
-    try:
-        with frontend.browser() as running:
-            page = frontend.FrontEnd(running, server.url)
-            return {name: page.convert(workflow(name)) for name in NAMES}
-    except frontend.NoBrowser as reason:
-        pytest.skip(str(reason))
+    page = frontend.FrontEnd(chromium, server.url)
+    return {name: page.convert(workflow(name)) for name in NAMES}
 
 
 @pytest.mark.comfyui
