@@ -33,7 +33,7 @@ import comfy.sample  # noqa: E402
 from noise_search.demo.oracle import judge  # noqa: E402
 from noise_search.demo.world import CATEGORIES, held_out_prompts, parse  # noqa: E402
 from noise_search.host.demo import load_generator  # noqa: E402
-from noise_search.host.verifier import load_demo_verifier  # noqa: E402
+from noise_search.host.judging.hosted import load_demo_verifier  # noqa: E402
 
 CATEGORY_NAMES = {
     "single": "single object",

@@ -57,7 +57,7 @@ def by_the_nodes():
 
 def workflows(count: int, seed: int) -> Counter[str]:
     """Reads workflows in which the part that carries the winners is damaged, or all of it."""
-    from noise_search.host import travel
+    from noise_search.host.graph import travel
     from noise_search.search.recipe import Recipe
 
     good: dict = {"nodes": [], "extra": {"ds": {}}}

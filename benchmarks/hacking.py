@@ -51,7 +51,7 @@ def measure_all(options: argparse.Namespace) -> None:
 
     comfy_args.cpu = True  # before comfy.model_management is imported
     from noise_search.host.demo import load_generator
-    from noise_search.host.verifier import HostedVerifier, load_demo_verifier
+    from noise_search.host.judging.hosted import HostedVerifier, load_demo_verifier
     from noise_search.verifiers.clip import CLIPScore
 
     end = time.time() + 60 * options.minutes

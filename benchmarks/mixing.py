@@ -21,9 +21,9 @@ from typing import Any
 
 import batching as rounding  # the benchmark of samplers: it sets ComfyUI up
 import torch
-from noise_search.host import batching
-from noise_search.host.engine import Options
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling import batching
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, comfyui_version, search
 from noise_search.search.recipe import Recipe
 

@@ -27,10 +27,10 @@ import _pack  # noqa: F401
 import numpy as np
 import torch
 from noise_search.search.aggregate import Aggregator, order
+from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.budget import Budget
 from noise_search.search.engine import Recipes, Rendered
 from noise_search.search.log import Pool, SearchLog
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
 from noise_search.search.run import search as run_search
 

@@ -28,14 +28,14 @@ from noise_search.demo.world import held_out_prompts
 from noise_search.report.canvas import Canvas, theme_of
 from noise_search.report.numbers import nice_ticks
 from noise_search.search.aggregate import Aggregator
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import FINAL, Pool, SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.remember import Notes, RememberingEngine
 from noise_search.search.run import search
-from noise_search.search.zero_order import ZeroOrderSearch
 
 STEPS, CFG, SAMPLER, SCHEDULER = 16, 3.0, "euler", "simple"
 BUDGETS = (16, 64, 256, 1024)  # NFE: 1, 4, 16 and 64 images' worth
@@ -73,8 +73,8 @@ class BothJudges:
 
 def measure(index: int, prompt: str, world) -> dict[str, dict]:
     """All searches of one prompt: {"algorithm/selector/budget": {"learned", "oracle", "nfe", ...}}."""
-    from noise_search.host.engine import ComfyEngine
-    from noise_search.host.sampling import Sampling
+    from noise_search.host.sampling.engine import ComfyEngine
+    from noise_search.host.sampling.stock import Sampling
 
     model, encode, vae, judges = world
     latent = {"samples": torch.zeros(1, 16, 16, 16)}
@@ -116,7 +116,7 @@ def measure_all(options: argparse.Namespace) -> None:
 
     comfy_args.cpu = True  # before comfy.model_management is imported
     from noise_search.host.demo import load_generator
-    from noise_search.host.verifier import load_demo_verifier
+    from noise_search.host.judging.hosted import load_demo_verifier
 
     prompts = shuffled_prompts()
     options.file.parent.mkdir(parents=True, exist_ok=True)

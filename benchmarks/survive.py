@@ -43,16 +43,16 @@ comfy_args.cpu = True  # before comfy.model_management is imported
 
 import comfy.utils  # noqa: E402
 from noise_search.host.demo import load_generator  # noqa: E402
-from noise_search.host.engine import Options  # noqa: E402
+from noise_search.host.memory.store import Store  # noqa: E402
 from noise_search.host.progress import SearchProgress  # noqa: E402
-from noise_search.host.sampling import Sampling  # noqa: E402
+from noise_search.host.sampling.engine import Options  # noqa: E402
+from noise_search.host.sampling.stock import Sampling  # noqa: E402
 from noise_search.host.search import Graph, comfyui_version, pixels_sha256  # noqa: E402
 from noise_search.host.search import search as run_search  # noqa: E402
-from noise_search.host.store import Store  # noqa: E402
-from noise_search.search.draft_and_final import DraftAndFinal  # noqa: E402
-from noise_search.search.paths import SearchOverPaths  # noqa: E402
-from noise_search.search.random_search import RandomSearch  # noqa: E402
-from noise_search.search.zero_order import ZeroOrderSearch  # noqa: E402
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal  # noqa: E402
+from noise_search.search.algorithms.paths import SearchOverPaths  # noqa: E402
+from noise_search.search.algorithms.random_search import RandomSearch  # noqa: E402
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch  # noqa: E402
 
 PROMPT = "a red circle above a blue square"
 SIDE, STEPS, SEED, CANDIDATES = 8, 6, 20, 32

@@ -290,7 +290,7 @@ def vqa_score_clip(folder: Path) -> Case | None:
     import pytest
     import tiny_clips
     import tiny_encoders
-    from noise_search.host.vlm import ClipVLM
+    from noise_search.host.judging.vlm import ClipVLM
     from noise_search.verifiers.vlm import VQAScore
 
     if not Path(os.environ["COMFYUI_PATH"], "comfy", "text_encoders", "qwen3vl.py").exists():

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..search.log import DRAFT, PREVIEW, Candidate, Pool, SearchLog
 from ..search.run import Run
-from .sampling import Sampling
+from .sampling.stock import Sampling
 
 PREVIEW_SIZE = 512
 SHOW_EVERY = 0.2  # seconds

@@ -15,33 +15,41 @@ import comfy.model_management
 import torch
 
 from ..search.aggregate import Aggregator
+from ..search.algorithms.random_search import RandomSearch
+from ..search.algorithms.replay import ReplayRecipe
+from ..search.algorithms.zero_order import ZeroOrderSearch
 from ..search.budget import Budget
 from ..search.log import Pool, SearchLog
-from ..search.random_search import RandomSearch
 from ..search.recipe import Recipe, portable, to_json
 from ..search.remember import RememberingEngine
-from ..search.replay import ReplayRecipe
 from ..search.run import Algorithm, BatchesMix, StaleMemory
 from ..search.run import search as run_search
-from ..search.zero_order import ZeroOrderSearch
 from ..verifiers.console import logger
 from ..version import __version__
-from . import travel
-from .content import Content, files_behind, read_search
-from .engine import ComfyEngine, Options, Result, join_rows
-from .ensemble import cuts
-from .files import contents
-from .finish import ended_early, finishable
-from .noise import RecipeNoise
+from .graph import travel
+from .graph.files import contents
+from .graph.finish import ended_early, finishable
+from .graph.prompt_text import (
+    FoundPrompt,
+    all_nodes,
+    find_prompt,
+    host_input_types,
+    host_is_own,
+    host_output_names,
+    is_link,
+)
+from .graph.prompt_words import has_system_text, is_empty, plain_text
+from .graph.travel import Winners
+from .judging.ensemble import cuts
+from .judging.hosted import HostedVerifier
+from .memory.content import Content, files_behind, read_search
+from .memory.store import Store, StoredMemory
 from .pictures import coarse
 from .progress import SearchProgress, as_saved, outcome, send_text
-from .prompt_text import FoundPrompt, all_nodes, find_prompt, host_input_types, host_is_own, host_output_names, is_link
-from .prompt_words import has_system_text, is_empty, plain_text
-from .sampling import Sampling
-from .store import Store, StoredMemory
-from .trajectory import Trajectories
-from .travel import Winners
-from .verifier import HostedVerifier
+from .sampling.engine import ComfyEngine, Options, Result, join_rows
+from .sampling.noise import RecipeNoise
+from .sampling.stock import Sampling
+from .sampling.trajectory import Trajectories
 
 METADATA_KEY = "noise_search"
 NOT_MADE_AGAIN = "The winner that this picture's workflow carries cannot be made again"

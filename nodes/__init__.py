@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host.routes import register_routes
+from ..host.memory.routes import register_routes
 from . import ensemble, graph, judges, loaders, report, samplers, searches, vlm
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.ensemble import COMBINE, VerifierEnsemble, gated
+from ..host.judging.ensemble import COMBINE, VerifierEnsemble, gated
 from . import types
 
 PLACES = 4

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.folders import checked, clip_choices, clip_model_path, head_choices, head_path, reward_choices, reward_path
-from ..host.verifier import fingerprint, load_aesthetic, load_hps, load_imagereward, load_pickscore
+from ..host.judging.folders import (
+    checked,
+    clip_choices,
+    clip_model_path,
+    head_choices,
+    head_path,
+    reward_choices,
+    reward_path,
+)
+from ..host.judging.hosted import fingerprint, load_aesthetic, load_hps, load_imagereward, load_pickscore
 from ..verifiers.hps import FILES as HPS_FILES
 from ..verifiers.imagereward import FILES as REWARD_FILES
 from ..verifiers.pickscore import FILES as PICKSCORE_FILES

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.demo import load_generator
-from ..host.folders import checked, clip_choices, clip_model_path
-from ..host.verifier import fingerprint, load_clip_score, load_demo_verifier
+from ..host.judging.folders import checked, clip_choices, clip_model_path
+from ..host.judging.hosted import fingerprint, load_clip_score, load_demo_verifier
 from . import types
 
 

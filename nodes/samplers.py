@@ -5,12 +5,12 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ..host.engine import Options
-from ..host.finish import fingerprint
-from ..host.sampling import Sampling
+from ..host.graph.finish import fingerprint
+from ..host.memory.store import default as default_store
+from ..host.sampling.engine import Options
+from ..host.sampling.stock import Sampling
 from ..host.search import Graph, SearchResult
 from ..host.search import search as run_search
-from ..host.store import default as default_store
 from . import types
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo]

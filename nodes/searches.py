@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..search.algorithms.draft_and_final import DraftAndFinal
+from ..search.algorithms.paths import SearchOverPaths
+from ..search.algorithms.random_search import RandomSearch
+from ..search.algorithms.replay import ReplayRecipe
+from ..search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from ..search.budget import Budget
-from ..search.draft_and_final import DraftAndFinal
-from ..search.paths import SearchOverPaths
-from ..search.random_search import RandomSearch
 from ..search.recipe import from_text
-from ..search.replay import ReplayRecipe
-from ..search.zero_order import STUCK, ZeroOrderSearch
 from . import types
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.errors import with_plain_errors
-from ..host.verifier import PRECISIONS
+from ..host.judging.hosted import PRECISIONS
 
 CATEGORY = "Noise Search"
 MAX_CANDIDATES = 4096

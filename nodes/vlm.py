@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.folders import checked, vlm_choices, vlm_folder
-from ..host.vlm import ClipVLM, fingerprint, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
+from ..host.judging.folders import checked, vlm_choices, vlm_folder
+from ..host.judging.vlm import ClipVLM, fingerprint, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from ..verifiers.vlm import QUESTION
 from . import types
 

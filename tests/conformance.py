@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from noise_search.search.aggregate import Aggregator
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import Pool, SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.run import search as run_search
-from noise_search.search.zero_order import STUCK, ZeroOrderSearch
 
 SEED = 7
 ALGORITHMS = {

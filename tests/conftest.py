@@ -40,7 +40,7 @@ sys.modules["noise_search"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 
 if comfy_root:  # a test that wants the store says so; to the others nothing may be known from before
-    from noise_search.host import store
+    from noise_search.host.memory import store
 
     store.configure(enabled=False)
 

@@ -19,7 +19,7 @@ import comfy.utils
 import tiny_models
 from comfy.cli_args import LatentPreviewMethod, args
 from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_video_model
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
 
 import nodes as comfy_nodes

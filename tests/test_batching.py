@@ -19,19 +19,20 @@ import comfy.utils
 import latent_preview
 import tiny_models
 from comfy_extras import nodes_easycache, nodes_mahiro, nodes_perpneg, nodes_slg, nodes_video_model
-from noise_search.host import batching, finish
-from noise_search.host import engine as engines
-from noise_search.host.batching import Batches
-from noise_search.host.engine import Options
-from noise_search.host.noise import initial_noise
-from noise_search.host.sampling import Sampling
+from noise_search.host.graph import finish
+from noise_search.host.judging.hosted import load_demo_verifier
+from noise_search.host.sampling import batching
+from noise_search.host.sampling import engine as engines
+from noise_search.host.sampling.batching import Batches
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.noise import initial_noise
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.verifier import load_demo_verifier
-from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.recipe import Recipe
-from noise_search.search.zero_order import ZeroOrderSearch
 from test_any_model import AnyVae, HintVae, setup_of
 
 import nodes as comfy_nodes

@@ -25,8 +25,8 @@ import comfy.samplers
 import comfy.sd
 import tiny_models
 from comfy_extras import nodes_apg, nodes_sag, nodes_tomesd
-from noise_search.host import content
-from noise_search.host.content import Unreadable, files_behind, search_key
+from noise_search.host.memory import content
+from noise_search.host.memory.content import Unreadable, files_behind, search_key
 from test_any_model import (
     FEATURES,
     GUIDERS,
@@ -194,7 +194,7 @@ def test_what_a_function_reads_of_its_module_or_class_makes_another_key(monkeypa
 
 
 def ksampler(sampler=SAMPLER, scheduler=SCHEDULER, steps=STEPS):
-    from noise_search.host.sampling import Sampling
+    from noise_search.host.sampling.stock import Sampling
 
     setup = base()
     return Sampling.ksampler(

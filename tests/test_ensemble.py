@@ -5,16 +5,16 @@ import torch
 
 pytest.importorskip("comfy")
 
-from noise_search.host.engine import Options
-from noise_search.host.ensemble import VerifierEnsemble, gated
-from noise_search.host.sampling import Sampling
+from noise_search.host.judging.ensemble import VerifierEnsemble, gated
+from noise_search.host.judging.hosted import HostedVerifier
+from noise_search.host.judging.selection import score_images, select
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.selection import score_images, select
-from noise_search.host.verifier import HostedVerifier
 from noise_search.report.table import table
 from noise_search.search.aggregate import Aggregator
-from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.paths import SearchOverPaths
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.verifiers.base import VerifierError
 
 
@@ -122,7 +122,7 @@ def test_where_networks_swap_each_verifier_scores_the_whole_chunk_before_the_nex
             turns.append(self.members[0])
             return super().score(images, prompts)
 
-    monkeypatch.setattr("noise_search.host.engine.must_swap", lambda *networks: True)
+    monkeypatch.setattr("noise_search.host.sampling.engine.must_swap", lambda *networks: True)
     ensemble = VerifierEnsemble([(Turn(0), 1.0), (Turn(2), 1.0)])
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
     sampling = Sampling.ksampler(demo.model, 2, 1.0, "euler", "simple", demo.positive, demo.negative, latent)
@@ -218,7 +218,7 @@ def test_a_verifier_that_fails_stops_the_search_with_its_name_and_cause(demo):
 @pytest.mark.parametrize("phases", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_verifier_that_fails_is_dropped_where_the_user_says_so(demo, monkeypatch, phases, batch):
-    monkeypatch.setattr("noise_search.host.engine.must_swap", lambda *networks: phases)
+    monkeypatch.setattr("noise_search.host.sampling.engine.must_swap", lambda *networks: phases)
     verifier = failing(3 * batch)
     log = searched(demo, VerifierEnsemble([(RED, 1.0), (verifier, 5.0)], drop_failed=True), batch=batch)
     assert len(log.candidates) == 5 and log.failed == {1: "verifier blue failed: RuntimeError: no more."}

@@ -24,7 +24,7 @@ def errors_of_the_pack():
     found = set()
     for layer in ("search", "verifiers", "report", "host", "nodes"):
         package = importlib.import_module(f"{noise_search.__name__}.{layer}")
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
                 if issubclass(kind, Exception) and kind.__module__.startswith(PACK):
                     found.add(kind)

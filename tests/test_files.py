@@ -9,9 +9,9 @@ pytest.importorskip("comfy")
 
 import folder_paths
 from graphs import node
-from noise_search.host import files
-from noise_search.host.content import files_behind
-from noise_search.host.files import contents
+from noise_search.host.graph import files
+from noise_search.host.graph.files import contents
+from noise_search.host.memory.content import files_behind
 from noise_search.nodes.loaders import CLIPScore
 
 import nodes as comfy_nodes

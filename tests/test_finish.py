@@ -1,13 +1,13 @@
 """Finish now: every search ends after the candidate under way, with the best so far."""
 
 import pytest
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import DRAFT, PREVIEW, Pool, SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.run import search
-from noise_search.search.zero_order import ZeroOrderSearch
 from synthetic import SyntheticEngine
 
 CANDIDATES = 40

@@ -58,8 +58,9 @@ def test_any_text_is_a_recipe_that_comes_back_or_an_error(text):
 def host():
     pytest.importorskip("comfy")
     import torch
-    from noise_search.host import store, travel
-    from noise_search.host.noise import RecipeNoise
+    from noise_search.host.graph import travel
+    from noise_search.host.memory import store
+    from noise_search.host.sampling.noise import RecipeNoise
     from noise_search.host.search import Graph
     from noise_search.nodes.graph import NoiseFromRecipe
     from noise_search.nodes.searches import Replay

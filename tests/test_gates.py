@@ -13,15 +13,15 @@ from noise_search.report.contact_sheet import contact_sheet
 from noise_search.report.table import table, to_csv
 from noise_search.report.words import failed_gates, report_only
 from noise_search.search.aggregate import METHODS, Aggregator, order
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
 from noise_search.search.engine import Rendered
 from noise_search.search.log import DRAFT, Pool, SearchLog, told_apart
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
 from noise_search.search.remember import Notes, RememberingEngine
 from noise_search.search.run import search
-from noise_search.search.zero_order import ZeroOrderSearch
 
 MEMBERS = ("pick", "look")
 

@@ -6,10 +6,10 @@ import torch
 pytest.importorskip("comfy")
 
 from conformance import SEED, cases, same, search
-from noise_search.host.engine import ComfyEngine
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.engine import ComfyEngine
+from noise_search.host.sampling.stock import Sampling
+from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.budget import Budget
-from noise_search.search.replay import ReplayRecipe
 from test_any_model import AnyVae, Setup, setup_of
 from test_search_conformance import *  # noqa: F403
 from tiny_models import sd3

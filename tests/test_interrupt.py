@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("comfy")
 
 import comfy.model_management as mm
-from noise_search.host.engine import Options
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
 
 STEPS = 6

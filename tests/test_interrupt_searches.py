@@ -7,14 +7,14 @@ pytest.importorskip("comfy")
 
 import comfy.model_management as mm
 from conformance import search
-from noise_search.host.engine import ComfyEngine
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.engine import ComfyEngine
+from noise_search.host.sampling.stock import Sampling
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.replay import ReplayRecipe
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.paths import SearchOverPaths
 from noise_search.search.recipe import Jump, Recipe
-from noise_search.search.replay import ReplayRecipe
-from noise_search.search.zero_order import ZeroOrderSearch
 from test_any_model import AnyVae, setup_of
 from test_interrupt import CancellingVerifier, cancel_at_call
 from tiny_models import sd3

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("comfy")
 
-from noise_search.host import content
-from noise_search.host.leftovers import Left, Leftovers, changed_since, undone
+from noise_search.host.memory import content
+from noise_search.host.memory.leftovers import Left, Leftovers, changed_since, undone
 from noise_search.host.search import Graph
 from test_any_model import made, sampling_of
 from test_store_reuse import CANDIDATES, Grey, find, known, store  # noqa: F401

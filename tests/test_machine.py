@@ -10,7 +10,7 @@ pytest.importorskip("comfy")
 
 import comfy.cli_args
 import comfy.model_management as mm
-from noise_search.host import content, machine
+from noise_search.host.memory import content, machine
 from test_content import key, ksampler
 
 OPTIONS = sorted(action.dest for action in comfy.cli_args.parser._actions)
@@ -22,9 +22,10 @@ def test_every_option_of_comfyui_is_known_to_change_numbers_or_not():
     known = machine.CHANGES_NUMBERS | machine.CHANGES_NO_NUMBERS
     new = [f"--{name.replace('_', '-')}" for name in OPTIONS if name not in known]
     assert not new, (
-        f"ComfyUI has options that host/machine.py does not know: {', '.join(new)}. Look into ComfyUI for what each "
-        "does, and write it into CHANGES_NUMBERS if it can change one bit of an image, else into CHANGES_NO_NUMBERS. "
-        "Until then it counts as changing numbers, which only costs that candidates are computed again."
+        f"ComfyUI has options that host/memory/machine.py does not know: {', '.join(new)}. Look into ComfyUI for what "
+        "each does, and write it into CHANGES_NUMBERS if it can change one bit of an image, else into "
+        "CHANGES_NO_NUMBERS. Until then it counts as changing numbers, which only costs that candidates are computed "
+        "again."
     )
     assert not machine.CHANGES_NUMBERS & machine.CHANGES_NO_NUMBERS
 

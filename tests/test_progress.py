@@ -15,16 +15,18 @@ pytest.importorskip("comfy")
 
 import comfy.model_management
 import comfy.utils
-from noise_search.host import batching, engine, finish, progress, travel
-from noise_search.host.engine import Options
-from noise_search.host.sampling import Sampling
+from noise_search.host import progress
+from noise_search.host.graph import finish, travel
+from noise_search.host.memory.store import Store
+from noise_search.host.sampling import batching, engine
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.store import Store
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget, Spending
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.zero_order import ZeroOrderSearch
 
 STEPS, SEED, CANDIDATES = 4, 20, 8
 PATHS = SearchOverPaths(paths=1, branches=2, sigma=0.3, forward=0.4, backward=0.5)

@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise_search.host.prompt_text import FoundPrompt, PromptNotFound, all_nodes, find_prompt
+from noise_search.host.graph.prompt_text import FoundPrompt, PromptNotFound, all_nodes, find_prompt
 
 OUTPUTS = {
     "CLIPTextEncode": ["CONDITIONING"],
@@ -443,8 +443,8 @@ def test_any_graph_gives_a_text_or_an_error_that_says_what_to_do(graph, start):
 class TestWithTheHostsNodes:
     @staticmethod
     def find(**graph):
-        from noise_search.host.prompt_text import host_input_types, host_is_own, host_output_names
-        from noise_search.host.prompt_words import plain_text
+        from noise_search.host.graph.prompt_text import host_input_types, host_is_own, host_output_names
+        from noise_search.host.graph.prompt_words import plain_text
 
         return find_prompt(graph, "top", "positive", host_output_names, host_input_types, plain_text, host_is_own).text
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("comfy")
 
-from noise_search.host.prompt_text import FILLED_IN, PromptNotFound
-from noise_search.host.prompt_words import FILLING, plain_text
+from noise_search.host.graph.prompt_text import FILLED_IN, PromptNotFound
+from noise_search.host.graph.prompt_words import FILLING, plain_text
+from noise_search.host.judging.hosted import load_demo_verifier
 from noise_search.host.search import Graph, system_text_notes, verifier_prompt, verifier_prompts
-from noise_search.host.verifier import load_demo_verifier
 
 PRESENT = ("goodstyle", "bad-hands.v2")
 

@@ -16,16 +16,16 @@ pytest.importorskip("comfy")
 import comfy.model_management as mm
 import comfy.patcher_extension
 import comfy.samplers
-from noise_search.host.engine import Options
-from noise_search.host.memory import is_oom
-from noise_search.host.noise import initial_noise
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.noise import initial_noise
+from noise_search.host.sampling.out_of_memory import is_oom
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from noise_search.search.recipe import Recipe
-from noise_search.search.zero_order import STUCK, ZeroOrderSearch
 from test_any_model import AnyVae, setup_of
 from tiny_models import sd3
 

@@ -21,7 +21,7 @@ FINISH, STORE, DELETE = "/noise_search/finish", "/noise_search/store", "/noise_s
 @pytest.fixture
 def routes():
     pytest.importorskip("comfy")
-    from noise_search.host import routes
+    from noise_search.host.memory import routes
 
     return routes
 

@@ -13,18 +13,18 @@ import comfy.model_management as mm
 import comfy.samplers
 from comfy_extras import nodes_custom_sampler
 from conformance import SEED, search
-from noise_search.host import batching
-from noise_search.host.engine import ComfyEngine, Options
-from noise_search.host.rehearsal import Rehearsal, alike
-from noise_search.host.sampling import LAST_SEED, Sampling, check_pictures
+from noise_search.host.sampling import batching
+from noise_search.host.sampling.engine import ComfyEngine, Options
+from noise_search.host.sampling.rehearsal import Rehearsal, alike
+from noise_search.host.sampling.stock import LAST_SEED, Sampling, check_pictures
 from noise_search.host.search import Graph
 from noise_search.host.search import search as whole_search
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
-from noise_search.search.zero_order import STUCK, ZeroOrderSearch
 from test_any_model import AnyVae, setup_of
 from test_host_conformance import Contrast
 from tiny_models import ltxav, sd3

@@ -8,14 +8,14 @@ import pytest
 import torch
 from conformance import ALGORITHMS, search
 from noise_search.search.aggregate import Aggregator
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget, BudgetSpent, Cost, Spending
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import FINAL, PREVIEW, Pool, SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Jump, Recipe
 from noise_search.search.run import Run
-from noise_search.search.zero_order import ZeroOrderSearch
 from synthetic import SyntheticEngine, flat, smooth, tilted, white
 
 RANDOM = RandomSearch()  # a candidate takes 10 NFE and 0.75 seconds on a synthetic engine of 10 steps

@@ -7,16 +7,16 @@ import pytest
 from conformance import search
 from hypothesis import given
 from hypothesis import strategies as st
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.replay import ReplayRecipe
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.engine import coarser
 from noise_search.search.log import DRAFT, FINAL, Pool, SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
-from noise_search.search.replay import ReplayRecipe
 from noise_search.search.run import search as run_search
-from noise_search.search.zero_order import ZeroOrderSearch
 from synthetic import SyntheticEngine, smooth, tilted, white
 
 SEED = 100

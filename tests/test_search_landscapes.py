@@ -6,11 +6,11 @@ import statistics
 import pytest
 import torch
 from conformance import ALGORITHMS, search
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
-from noise_search.search.zero_order import STUCK, ZeroOrderSearch
 from synthetic import SyntheticEngine, smooth, tilted, white
 
 SEEDS = range(0, 16_000, 1000)

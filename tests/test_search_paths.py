@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from conformance import search
+from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.budget import Budget
 from noise_search.search.kernels import fresh_noise
 from noise_search.search.log import FINAL, PREVIEW
-from noise_search.search.paths import SearchOverPaths
 from noise_search.search.recipe import Jump, Recipe, derive
 from synthetic import SyntheticEngine, smooth
 

@@ -8,8 +8,8 @@ pytest.importorskip("comfy")
 import comfy.model_management
 import comfy.nested_tensor
 import comfy.sample
-from noise_search.host import noise as host_noise
-from noise_search.host.noise import RecipeNoise, generate, initial_noise
+from noise_search.host.sampling import noise as host_noise
+from noise_search.host.sampling.noise import RecipeNoise, generate, initial_noise
 from noise_search.search.recipe import Recipe, Rotate, from_json
 
 pytestmark = pytest.mark.comfyui

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from noise_search.search.aggregate import Aggregator
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.budget import Budget
 from noise_search.search.log import Pool, SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe
-from noise_search.search.replay import ReplayRecipe
 from noise_search.search.run import search as run_search
 from synthetic import SHAPE, SyntheticEngine, smooth, tilted, white
 

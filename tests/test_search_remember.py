@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.log import Pool, SearchLog
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.remember import Notes, RememberingEngine
 from noise_search.search.run import StaleMemory, search
-from noise_search.search.zero_order import ZeroOrderSearch
 from synthetic import SyntheticEngine
 
 ALGORITHMS = {

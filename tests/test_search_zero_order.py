@@ -4,9 +4,9 @@ import math
 
 import pytest
 from conformance import search
+from noise_search.search.algorithms.zero_order import KEEP, REDRAW, SHRINK, STUCK, ZeroOrderSearch
 from noise_search.search.budget import Budget
 from noise_search.search.recipe import Recipe
-from noise_search.search.zero_order import KEEP, REDRAW, SHRINK, STUCK, ZeroOrderSearch
 from synthetic import SHAPE, SyntheticEngine, smooth
 
 SEED = 100

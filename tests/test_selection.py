@@ -5,10 +5,10 @@ import torch
 
 pytest.importorskip("comfy")
 
-from noise_search.host.ensemble import VerifierEnsemble, cuts, gated
-from noise_search.host.noise import NearNoise, RecipeNoise, candidates
-from noise_search.host.selection import Scores, score_images, select
-from noise_search.host.verifier import load_demo_verifier
+from noise_search.host.judging.ensemble import VerifierEnsemble, cuts, gated
+from noise_search.host.judging.hosted import load_demo_verifier
+from noise_search.host.judging.selection import Scores, score_images, select
+from noise_search.host.sampling.noise import NearNoise, RecipeNoise, candidates
 from noise_search.nodes.graph import VerifierScore
 from noise_search.search.recipe import Recipe, Rotate
 

@@ -13,18 +13,18 @@ import torch
 pytest.importorskip("comfy")
 
 import comfy.model_management as mm
-from noise_search.host.engine import Options
-from noise_search.host.sampling import Sampling
+from noise_search.host.memory.store import FILE, Settings, Store, StoredMemory, StoreError
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.store import FILE, Settings, Store, StoredMemory, StoreError
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.draft_and_final import DraftAndFinal
 from noise_search.search.engine import Rendered
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
 from noise_search.search.recipe import Recipe, Rotate
 from noise_search.search.remember import Spent
-from noise_search.search.zero_order import ZeroOrderSearch
 
 STEPS, SEED, CANDIDATES = 6, 20, 6
 ALGORITHMS = {
@@ -199,7 +199,7 @@ def test_scores_that_cannot_be_repeated_do_not_loop(store, find):
 
 
 def test_asked_to_finish_it_does_not_search_anew(store, find):
-    from noise_search.host import finish
+    from noise_search.host.graph import finish
 
     class Finishing(Red):
         def score(self, images, prompts):
@@ -229,7 +229,7 @@ def test_scores_that_are_another_each_time_do_not_throw_pictures_away(store, fin
 
 
 def test_what_was_sampled_in_batches_that_mix_is_never_recalled(store, find, monkeypatch):
-    from noise_search.host import batching
+    from noise_search.host.sampling import batching
 
     together = batching.together
 
@@ -366,7 +366,7 @@ def test_a_prompt_with_half_a_character_can_be_stored(store):
 
 
 def test_what_was_scored_during_a_lock_is_written_after_it(store, monkeypatch):
-    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("noise_search.host.memory.store.BUSY_SECONDS", 0.05)
     with store.memory("key") as memory:
         other = sqlite3.connect(store.file, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -379,7 +379,7 @@ def test_what_was_scored_during_a_lock_is_written_after_it(store, monkeypatch):
 
 
 def test_what_was_scored_during_a_lock_is_written_at_the_end(store, monkeypatch):
-    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("noise_search.host.memory.store.BUSY_SECONDS", 0.05)
     with store.memory("key") as memory:
         other = sqlite3.connect(store.file, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -390,7 +390,7 @@ def test_what_was_scored_during_a_lock_is_written_at_the_end(store, monkeypatch)
 
 
 def test_a_locked_file_is_reported_and_stays(store, find, monkeypatch):
-    monkeypatch.setattr("noise_search.host.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("noise_search.host.memory.store.BUSY_SECONDS", 0.05)
     first, _ = find(store)
     other = sqlite3.connect(store.file, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -503,7 +503,7 @@ def test_a_store_that_vanishes_for_good_is_reported(store, find):
 
 def test_a_file_whose_number_is_another_each_time_is_written_all_the_same(store, monkeypatch):
     numbers = itertools.count()
-    monkeypatch.setattr("noise_search.host.store._inode", lambda path: next(numbers))
+    monkeypatch.setattr("noise_search.host.memory.store._inode", lambda path: next(numbers))
     with store.memory("key") as memory:
         for index in range(10):
             memory.keep_candidate(f"work {index}", rendered((Recipe(index),)))
@@ -644,7 +644,7 @@ def test_a_search_that_alone_is_too_large_loses_its_oldest_pictures_and_nothing_
 
 
 def test_a_search_whose_scores_alone_are_too_many_keeps_the_first(store, monkeypatch):
-    monkeypatch.setattr("noise_search.host.store.SMALLEST_MB", 1)
+    monkeypatch.setattr("noise_search.host.memory.store.SMALLEST_MB", 1)
     store.configure(limit_mb=1)
     recipe = Recipe(1)
     for index in range(200):

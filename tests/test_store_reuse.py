@@ -20,12 +20,12 @@ import tiny_models
 import torch
 from comfy_server import ComfyServer
 from noise_search.host import search as host_search
-from noise_search.host.engine import Options
-from noise_search.host.finish import finish
-from noise_search.host.sampling import Sampling
+from noise_search.host.graph.finish import finish
+from noise_search.host.judging.hosted import HostedVerifier
+from noise_search.host.memory.store import Store
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.store import Store
-from noise_search.host.verifier import HostedVerifier
 from noise_search.verifiers.clip import CLIPScore
 from test_any_model import AnyVae
 

@@ -18,7 +18,7 @@ from graphs import node
 pytest.importorskip("comfy")
 
 from comfy_server import ComfyServer
-from noise_search.host.store import Store
+from noise_search.host.memory.store import Store
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")]
 
@@ -107,10 +107,10 @@ import torch
 torch.set_num_threads(1)
 from test_store import Red, STEPS, SEED
 from noise_search.host.demo import load_generator
-from noise_search.host.engine import Options
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.store import Store
+from noise_search.host.memory.store import Store
 
 with torch.inference_mode():
     model, clip, vae = load_generator()

@@ -13,11 +13,11 @@ pytest.importorskip("comfy")
 import comfy.model_sampling
 import comfy.samplers
 import tiny_models
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.stock import Sampling
+from noise_search.host.sampling.trajectory import Point, Trajectories
 from noise_search.host.search import Graph, search
-from noise_search.host.trajectory import Point, Trajectories
+from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.engine import State
-from noise_search.search.paths import SearchOverPaths
 from noise_search.search.recipe import Jump, Recipe, draw
 from test_any_model import FEATURES, NOTHING_ADDED, AnyVae, Feature, made
 

@@ -20,16 +20,16 @@ import comfy.samplers
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from comfy_server import ComfyServer
-from noise_search.host import travel
-from noise_search.host.engine import Options
-from noise_search.host.noise import RecipeNoise
-from noise_search.host.sampling import Sampling
+from noise_search.host.graph import travel
+from noise_search.host.memory.store import Store
+from noise_search.host.sampling.engine import Options
+from noise_search.host.sampling.noise import RecipeNoise
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.store import Store
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.log import REPLAY
-from noise_search.search.paths import SearchOverPaths
 from noise_search.search.recipe import Recipe, from_json, to_json
-from noise_search.search.zero_order import ZeroOrderSearch
 from test_store_reuse import NODES
 
 pytestmark = pytest.mark.comfyui

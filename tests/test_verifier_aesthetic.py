@@ -252,7 +252,7 @@ class TestInComfyUI:
 
     def test_it_scores_with_the_stock_loaders_tower(self, clip_vision, models):
         """Against the stock node's image_embeds at the tower's own size, where nothing is resized."""
-        from noise_search.host.verifier import load_aesthetic
+        from noise_search.host.judging.hosted import load_aesthetic
 
         state = tiny_clips.save_head(models / "aesthetic" / "head.pth", "v2", 24)
         pictures = tiny_clips.images(5)
@@ -262,7 +262,7 @@ class TestInComfyUI:
 
     def test_v2_5_takes_the_pooling_layer_from_the_towers_own_file(self, siglip_vision, siglip_model, models):
         """Against transformers' pooled output, with the float16 weights of the file; another SigLIP lies beside it."""
-        from noise_search.host.verifier import load_aesthetic
+        from noise_search.host.judging.hosted import load_aesthetic
         from safetensors.torch import save_file
 
         other = published_names(tiny_clips.randomise(siglip_model.__class__(siglip_model.config), seed=1))
@@ -279,7 +279,7 @@ class TestInComfyUI:
         assert expected.std() > 0.05 and np.abs(values - expected).max() <= EXACT
 
     def test_without_that_file_the_error_says_what_to_load(self, siglip_vision, models):
-        from noise_search.host.verifier import load_aesthetic
+        from noise_search.host.judging.hosted import load_aesthetic
 
         tiny_clips.save_head(models / "aesthetic" / "v2_5.pth", "v2.5", 64)
         (models / "clip_vision" / "siglip.safetensors").unlink()
@@ -300,7 +300,7 @@ class TestInComfyUI:
     def test_comfyui_may_keep_parts_of_the_tower_off_the_gpu(self, clip_vision, models, monkeypatch):
         """Its own layers can do that, unlike ours."""
         import comfy.model_management as mm
-        from noise_search.host.verifier import load_aesthetic
+        from noise_search.host.judging.hosted import load_aesthetic
 
         tiny_clips.save_head(models / "aesthetic" / "head.pth", "v1", 24)
         calls = []
@@ -309,7 +309,7 @@ class TestInComfyUI:
         assert [call["force_full_load"] for call in calls] == [False]
 
     def test_pictures_of_any_kind(self, clip_vision, models):
-        from noise_search.host.verifier import load_aesthetic
+        from noise_search.host.judging.hosted import load_aesthetic
 
         tiny_clips.save_head(models / "aesthetic" / "head.pth", "v2", 24)
         hosted, pictures = load_aesthetic(clip_vision, "head.pth"), tiny_clips.images(2, 20, 200)
@@ -324,7 +324,7 @@ class TestInComfyUI:
     def test_what_is_no_regular_file_is_in_no_list(self, models, monkeypatch):
         """Named pipes where weights and configurations are looked for, and links to them: opening one never ends."""
         import folder_paths
-        from noise_search.host import folders
+        from noise_search.host.judging import folders
 
         monkeypatch.setitem(folder_paths.folder_names_and_paths, "LLM", ([str(models / "LLM")], set()))
         monkeypatch.setitem(
@@ -341,7 +341,7 @@ class TestInComfyUI:
         assert folders.clip_vision_files() == []
 
     def test_small_weight_files_of_both_folders_are_listed(self, models, monkeypatch):
-        from noise_search.host import folders
+        from noise_search.host.judging import folders
 
         assert folders.head_choices() == [folders.NONE_FOUND]
         for name in ("aesthetic/b.pth", "aesthetic/note.txt", "verifiers/a.safetensors", "verifiers/whole.pt"):
@@ -353,15 +353,15 @@ class TestInComfyUI:
 
     @pytest.mark.parametrize("name", ["../outside.pth", "/etc/passwd", ""])
     def test_only_listed_names_are_resolved(self, models, name):
-        from noise_search.host import folders
+        from noise_search.host.judging import folders
 
         (models / "outside.pth").write_bytes(b"x")
         with pytest.raises(VerifierError, match="no aesthetic head .* here. Put one of"):
             folders.head_path(name)
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models, clip_vision):
-        from noise_search.host import folders
-        from noise_search.host.verifier import load_aesthetic
+        from noise_search.host.judging import folders
+        from noise_search.host.judging.hosted import load_aesthetic
 
         with pytest.raises(VerifierError) as raised:
             load_aesthetic(clip_vision, folders.NONE_FOUND)
@@ -376,7 +376,7 @@ class TestInComfyUI:
 
     @pytest.mark.parametrize("wrong", [None, "a model", SimpleNamespace(config={})])
     def test_something_else_than_a_clip_vision_is_refused(self, models, wrong):
-        from noise_search.host.verifier import load_aesthetic
+        from noise_search.host.judging.hosted import load_aesthetic
 
         tiny_clips.save_head(models / "aesthetic" / "head.pth", "v1", 24)
         with pytest.raises(VerifierError, match=f"clip_vision is {type(wrong).__name__}; connect"):

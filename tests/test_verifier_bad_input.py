@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 pytest.importorskip("comfy")
 
 import comfy.model_management as mm
-from noise_search.host.verifier import HostedVerifier
+from noise_search.host.judging.hosted import HostedVerifier
 
 PROMPT = "two small squares above a circle"
 LONG = "a red circle above a blue square, " * 300

@@ -15,9 +15,9 @@ pytest.importorskip("comfy")
 import comfy.model_management as mm
 import comfy.model_patcher
 import folder_paths
-from noise_search.host import folders
-from noise_search.host import verifier as hosting
-from noise_search.host.verifier import (
+from noise_search.host.judging import folders
+from noise_search.host.judging import hosted as hosting
+from noise_search.host.judging.hosted import (
     HostedVerifier,
     check_images,
     load_clip_score,

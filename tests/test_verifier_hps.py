@@ -158,7 +158,7 @@ class TestInComfyUI:
         """models/verifiers with the tiny file, taken as of the tiny architecture."""
         pytest.importorskip("comfy")
         import folder_paths
-        from noise_search.host import folders
+        from noise_search.host.judging import folders
 
         monkeypatch.setattr(HPS, "architecture", ARCHITECTURE)
         monkeypatch.setattr(HPS, "weights", 0)  # tiny ones have fewer
@@ -175,7 +175,7 @@ class TestInComfyUI:
         import comfy.clip_vision
         import comfy.ops
         import comfy.utils
-        from noise_search.host.verifier import load_hps
+        from noise_search.host.judging.hosted import load_hps
 
         pictures = tiny_clips.images(4, 48, 30)
         shared = {"num_hidden_layers": 2, "hidden_act": "gelu", "num_attention_heads": 2}
@@ -210,13 +210,13 @@ class TestInComfyUI:
         assert torch.equal(hosted.score(pictures, "a"), HPS.load(checkpoint).score(pictures, ["a", "a"]))
 
     def test_a_folders_version_stays_in_its_name(self, models, model):
-        from noise_search.host.verifier import load_hps
+        from noise_search.host.judging.hosted import load_hps
 
         tiny_clips.save_open_clip_folder(models / "HPS_v2.1", model, embed_dim=32)
         assert load_hps("HPS_v2.1").members == ("HPS (HPS_v2.1)",)
 
     def test_two_judges_of_one_file_share_one_network(self):
-        from noise_search.host.verifier import load_clip_score, load_hps
+        from noise_search.host.judging.hosted import load_clip_score, load_hps
 
         name = "HPS_v2.1_compressed.pt"
         first, second = load_hps(name), load_hps(name)
@@ -224,7 +224,7 @@ class TestInComfyUI:
         assert first is second and clip.patcher is first.patcher and clip.verifier.module is first.verifier.module
 
     def test_nan_is_refused_and_grey_and_transparent_are_read_as_rgb(self):
-        from noise_search.host.verifier import load_hps
+        from noise_search.host.judging.hosted import load_hps
 
         hosted, pictures = load_hps("HPS_v2.1_compressed.pt"), tiny_clips.images(2, 40, 32)
         transparent = torch.cat([pictures, torch.rand(2, 40, 32, 1)], dim=-1)
@@ -236,8 +236,8 @@ class TestInComfyUI:
             hosted.score(pictures, "a")
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models, checkpoint):
-        from noise_search.host import folders
-        from noise_search.host.verifier import load_hps
+        from noise_search.host.judging import folders
+        from noise_search.host.judging.hosted import load_hps
 
         checkpoint.unlink()
         with pytest.raises(VerifierError) as raised:
@@ -247,7 +247,7 @@ class TestInComfyUI:
 
     def test_a_failed_load_leaves_nothing(self, checkpoint):
         import comfy.model_management as mm
-        from noise_search.host import verifier as hosting
+        from noise_search.host.judging import hosted as hosting
 
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
         before = len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)
@@ -256,7 +256,7 @@ class TestInComfyUI:
         assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
 
     def test_another_clip_is_refused(self, models, model, monkeypatch):
-        from noise_search.host.verifier import load_hps
+        from noise_search.host.judging.hosted import load_hps
 
         monkeypatch.setattr(HPS, "weights", sum(parameter.numel() for parameter in model.parameters()))
         assert load_hps("HPS_v2.1_compressed.pt")

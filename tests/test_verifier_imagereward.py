@@ -308,7 +308,7 @@ class TestInComfyUI:
         """Folders of our own, as the only ones that ComfyUI knows."""
         pytest.importorskip("comfy")
         import folder_paths
-        from noise_search.host import folders
+        from noise_search.host.judging import folders
 
         monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
         places = {folders.FOLDER: [str(tmp_path / "verifiers")], folders.REWARDS: []}
@@ -329,7 +329,7 @@ class TestInComfyUI:
 
     @pytest.mark.parametrize("folder", ["verifiers", "verifiers/mine", "image_reward", "ImageReward"])
     def test_it_is_found_where_users_have_it(self, models, folder):
-        from noise_search.host.folders import reward_choices, reward_path
+        from noise_search.host.judging.folders import reward_choices, reward_path
 
         path = tiny.save(models / folder)
         tiny_clips.save_open_clip_folder(models / "verifiers" / "a clip")
@@ -341,15 +341,15 @@ class TestInComfyUI:
         "name", ["", "../secret.pt", "ImageReward/../../secret.pt", "/etc/passwd", "ImageReward/vocab.txt"]
     )
     def test_only_listed_names_are_resolved(self, models, checkpoint, name):
-        from noise_search.host.folders import reward_path
+        from noise_search.host.judging.folders import reward_path
 
         shutil.copy(checkpoint, models / "secret.pt")
         with pytest.raises(VerifierError, match="no ImageReward model"):
             reward_path(name)
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models):
-        from noise_search.host.folders import NONE_FOUND, reward_choices
-        from noise_search.host.verifier import load_imagereward
+        from noise_search.host.judging.folders import NONE_FOUND, reward_choices
+        from noise_search.host.judging.hosted import load_imagereward
 
         assert reward_choices() == [NONE_FOUND]
         with pytest.raises(VerifierError) as raised:
@@ -359,14 +359,14 @@ class TestInComfyUI:
             assert text in str(raised.value)
 
     def test_two_loads_share_one_network(self, checkpoint):
-        from noise_search.host.verifier import load_imagereward
+        from noise_search.host.judging.hosted import load_imagereward
 
         name = "ImageReward/ImageReward.pt"
         first, second = load_imagereward(name, "fp32"), load_imagereward(name, "fp32")
         assert first is second and load_imagereward(name, "bf16").patcher is not first.patcher
 
     def test_another_vocabulary_is_another_verifier(self, checkpoint):
-        from noise_search.host.verifier import load_imagereward
+        from noise_search.host.judging.hosted import load_imagereward
 
         first = load_imagereward("ImageReward/ImageReward.pt")
         identity = first.identity()
@@ -376,7 +376,7 @@ class TestInComfyUI:
         assert second is not first and second.identity() != identity
 
     def test_clip_score_does_not_take_it_for_a_clip(self, checkpoint):
-        from noise_search.host.verifier import load_clip_score, load_imagereward
+        from noise_search.host.judging.hosted import load_clip_score, load_imagereward
 
         kept = load_imagereward("ImageReward/ImageReward.pt")
         with pytest.raises(VerifierError, match="is not a complete CLIP"):
@@ -384,7 +384,7 @@ class TestInComfyUI:
         assert kept.patcher is not None
 
     def test_nan_is_refused_and_grey_and_transparent_are_read_as_rgb(self, checkpoint):
-        from noise_search.host.verifier import load_imagereward
+        from noise_search.host.judging.hosted import load_imagereward
 
         hosted, pictures = load_imagereward("ImageReward/ImageReward.pt"), tiny_clips.images(2, 40, 32)
         transparent = torch.cat([pictures, torch.rand(2, 40, 32, 1)], dim=-1)
@@ -397,7 +397,7 @@ class TestInComfyUI:
 
     def test_a_failed_load_leaves_nothing(self, checkpoint):
         import comfy.model_management as mm
-        from noise_search.host import verifier as hosting
+        from noise_search.host.judging import hosted as hosting
 
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
         before = len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)
@@ -407,7 +407,7 @@ class TestInComfyUI:
 
     def test_unloading_leaves_nothing(self, checkpoint):
         import comfy.model_management as mm
-        from noise_search.host import verifier as hosting
+        from noise_search.host.judging import hosted as hosting
 
         hosted = hosting.load_imagereward("ImageReward/ImageReward.pt")
         hosted.score(tiny_clips.images(1), "a")
@@ -421,7 +421,7 @@ class TestInComfyUI:
     def test_with_too_little_memory_no_part_stays_behind(self, checkpoint, monkeypatch):
         """A fake device, the meta device, that claims to have next to no memory free."""
         import comfy.model_management as mm
-        from noise_search.host.verifier import HostedVerifier
+        from noise_search.host.judging.hosted import HostedVerifier
 
         little = 2**20
         monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NORMAL_VRAM)

@@ -170,7 +170,7 @@ class TestInComfyUI:
     @pytest.fixture
     def models(self, folder, tmp_path, monkeypatch):
         import folder_paths
-        from noise_search.host import folders
+        from noise_search.host.judging import folders
 
         root = tmp_path / "verifiers"
         monkeypatch.setattr(PickScore, "weights", 0)  # tiny ones have fewer
@@ -193,7 +193,7 @@ class TestInComfyUI:
         assert hosted.members == ("PickScore (PickScore_v1)",)
 
     def test_two_judges_of_one_file_share_one_network(self, models, folder, pictures):
-        from noise_search.host.verifier import load_clip_score, load_pickscore
+        from noise_search.host.judging.hosted import load_clip_score, load_pickscore
 
         picks, clip = load_pickscore("PickScore_v1", "bf16"), load_clip_score("PickScore_v1", "bf16")
         assert picks is load_pickscore("PickScore_v1", "bf16") and picks is not clip
@@ -206,7 +206,7 @@ class TestInComfyUI:
         import gc
         import weakref
 
-        from noise_search.host.verifier import load_clip_score, load_pickscore
+        from noise_search.host.judging.hosted import load_clip_score, load_pickscore
 
         picks, clip = load_pickscore("PickScore_v1"), load_clip_score("PickScore_v1")
         module = weakref.ref(picks.verifier.module)
@@ -219,7 +219,7 @@ class TestInComfyUI:
         assert module() is None
 
     def test_grey_and_transparent_pictures_are_scored_as_rgb(self, models, pictures):
-        from noise_search.host.verifier import load_pickscore
+        from noise_search.host.judging.hosted import load_pickscore
 
         hosted = load_pickscore("PickScore_v1")
         transparent = torch.cat([pictures, torch.rand(4, 40, 50, 1)], dim=-1)
@@ -228,7 +228,7 @@ class TestInComfyUI:
         assert torch.equal(hosted.score(grey, "a"), hosted.score(grey.repeat(1, 1, 1, 3), "a"))
 
     def test_its_own_files_are_listed_first(self, models):
-        from noise_search.host.folders import clip_choices
+        from noise_search.host.judging.folders import clip_choices
 
         tiny_clips.save_open_clip_folder(models / "Another")
         assert clip_choices("pick") == ["PickScore_v1", "Another"]
@@ -236,8 +236,8 @@ class TestInComfyUI:
     def test_with_no_file_the_error_says_where_to_put_which(self, models):
         import shutil
 
-        from noise_search.host import folders
-        from noise_search.host.verifier import load_pickscore
+        from noise_search.host.judging import folders
+        from noise_search.host.judging.hosted import load_pickscore
 
         shutil.rmtree(models / "PickScore_v1")
         with pytest.raises(VerifierError) as raised:
@@ -247,7 +247,7 @@ class TestInComfyUI:
 
     def test_a_failed_load_leaves_nothing(self, models):
         import comfy.model_management as mm
-        from noise_search.host import verifier as hosting
+        from noise_search.host.judging import hosted as hosting
 
         weights = models / "PickScore_v1" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -259,7 +259,7 @@ class TestInComfyUI:
     @pytest.mark.parametrize("save", [tiny_clips.save_hf_clip_folder, tiny_clips.save_hf_siglip_folder])
     @pytest.mark.parametrize("shared", [False, True])
     def test_another_clip_is_refused_also_where_clip_score_uses_it(self, models, monkeypatch, save, shared):
-        from noise_search.host.verifier import load_clip_score, load_pickscore
+        from noise_search.host.judging.hosted import load_clip_score, load_pickscore
 
         monkeypatch.setattr(PickScore, "weights", 986_109_441)
         save(models / "ViT-B-32")

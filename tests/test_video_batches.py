@@ -11,14 +11,14 @@ pytest.importorskip("comfy")
 import comfy.supported_models
 import tiny_models
 from comfy.model_patcher import ModelPatcher
-from noise_search.host.sampling import Sampling
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.search.draft_and_final import DraftAndFinal
-from noise_search.search.paths import SearchOverPaths
-from noise_search.search.random_search import RandomSearch
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
+from noise_search.search.algorithms.random_search import RandomSearch
+from noise_search.search.algorithms.replay import ReplayRecipe
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.recipe import from_json
-from noise_search.search.replay import ReplayRecipe
-from noise_search.search.zero_order import ZeroOrderSearch
 from test_any_model import AnyVae
 
 import nodes as comfy_nodes

@@ -14,14 +14,14 @@ import comfy.model_management as mm
 import folder_paths
 import tiny_encoders
 import tiny_vlms
-from noise_search.host import folders
-from noise_search.host import vlm as hosting
-from noise_search.host.ensemble import VerifierEnsemble
-from noise_search.host.folders import vlm_choices
-from noise_search.host.sampling import Sampling
+from noise_search.host.judging import folders
+from noise_search.host.judging import vlm as hosting
+from noise_search.host.judging.ensemble import VerifierEnsemble
+from noise_search.host.judging.folders import vlm_choices
+from noise_search.host.judging.selection import score_images
+from noise_search.host.judging.vlm import ClipVLM, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
+from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
-from noise_search.host.selection import score_images
-from noise_search.host.vlm import ClipVLM, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from noise_search.verifiers.base import VerifierError
 from noise_search.verifiers.transformers_vlm import FolderVLM
 from noise_search.verifiers.vlm import Ask, VQAScore

@@ -1,4 +1,4 @@
-// Requests to the pack's own routes (host/routes.py).
+// Requests to the pack's own routes (host/memory/routes.py).
 import { api } from "../../../scripts/api.js";
 
 /** The answer's JSON. A body makes it a POST. Throws an Error with the server's own sentence where it refuses. */

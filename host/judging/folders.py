@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 
 import folder_paths
 
-from ..verifiers.aesthetic import FILES as HEAD_FILES
-from ..verifiers.base import VerifierError
-from ..verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, lacking
-from ..verifiers.imagereward import FILES as REWARD_FILES
-from ..verifiers.transformers_vlm import FILES as VLM_FILES
-from ..verifiers.transformers_vlm import PROCESSORS
-from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp, tensor_names
+from ...verifiers.aesthetic import FILES as HEAD_FILES
+from ...verifiers.base import VerifierError
+from ...verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, lacking
+from ...verifiers.imagereward import FILES as REWARD_FILES
+from ...verifiers.transformers_vlm import FILES as VLM_FILES
+from ...verifiers.transformers_vlm import PROCESSORS
+from ...verifiers.weights import WEIGHT_SUFFIXES, file_stamp, tensor_names
 
 FOLDER = "verifiers"
 HOST_FOLDERS = ("clip_vision", "text_encoders")  # where a whole CLIP may lie already; ComfyUI's "clip" is the latter

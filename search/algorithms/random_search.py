@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from .recipe import Jump, Recipe
-from .run import Run
+from ..recipe import Jump, Recipe
+from ..run import Run
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from ..verifiers import registry
-from ..verifiers.aesthetic import POOLING, ImageTower
-from ..verifiers.base import Verifier, VerifierError
-from ..verifiers.clip_files import DualEncoder
-from ..verifiers.hps import FILES as HPS_FILES
-from ..verifiers.pickscore import FILES as PICKSCORE_FILES
-from ..verifiers.preprocess import Preprocess
-from ..verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
+from ...verifiers import registry
+from ...verifiers.aesthetic import POOLING, ImageTower
+from ...verifiers.base import Verifier, VerifierError
+from ...verifiers.clip_files import DualEncoder
+from ...verifiers.hps import FILES as HPS_FILES
+from ...verifiers.pickscore import FILES as PICKSCORE_FILES
+from ...verifiers.preprocess import Preprocess
+from ...verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
+from ..sampling.out_of_memory import is_oom
 from .folders import clip_model_path, clip_vision_files, head_path, reward_path, stamped
-from .memory import is_oom
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -271,7 +271,7 @@ def _same(stored: torch.Tensor, used: torch.Tensor) -> bool:
 
 def load_demo_verifier() -> HostedVerifier:
     """The embedded learned verifier: a tiny CLIP of the demo's world, through the same code as any other."""
-    from .demo import verifier_directory  # brings in ComfyUI's checkpoint loaders, which nothing else here needs
+    from ..demo import verifier_directory  # brings in ComfyUI's checkpoint loaders, which nothing else here needs
 
     return _shared("clip_score", verifier_directory(), "demo", "fp32", usual_range=(0.0, 100.0))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .engine import Recipes
-from .log import REPLAY
-from .recipe import Jump, to_json
-from .run import Run
+from ..engine import Recipes
+from ..log import REPLAY
+from ..recipe import Jump, to_json
+from ..run import Run
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from .aggregate import spearman
-from .budget import BudgetSpent
-from .engine import Recipes
-from .log import DRAFT, Candidate, SearchLog
+from ..aggregate import spearman
+from ..budget import BudgetSpent
+from ..engine import Recipes
+from ..log import DRAFT, Candidate, SearchLog
+from ..recipe import Jump, Recipe
+from ..run import Algorithm, Run
 from .random_search import RandomSearch
-from .recipe import Jump, Recipe
 from .replay import ReplayRecipe
-from .run import Algorithm, Run
 
 LOW_CORRELATION = 0.3
 ENOUGH_PAIRS = 4  # finals to speak of a correlation

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..search.aggregate import METHODS, Aggregator
-from ..verifiers.base import VerifierError
-from ..verifiers.console import logger
-from .verifier import HostedVerifier
+from ...search.aggregate import METHODS, Aggregator
+from ...verifiers.base import VerifierError
+from ...verifiers.console import logger
+from .hosted import HostedVerifier
 
 MEAN_RANK, Z_SCORE, WEIGHTED_SUM = COMBINE = ("mean rank", "z-score", "weighted sum")
 METHOD_OF = dict(zip(COMBINE, METHODS, strict=True))

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import comfy.model_management as mm
 import torch
 
-from ..search.engine import Recipes, Rendered, State
+from ...search.engine import Recipes, Rendered, State
+from ..judging.ensemble import Jury
+from ..judging.hosted import HostedVerifier
+from ..pictures import in_colour
 from .batching import Batches, Sampled
-from .ensemble import Jury
-from .memory import with_memory
-from .pictures import in_colour
-from .sampling import Sampling
+from .out_of_memory import with_memory
+from .stock import Sampling
 from .trajectory import Trajectories
-from .verifier import HostedVerifier
 
 THUMBNAIL_SIZE = 192
 SWAP_CHUNK = 8  # candidates to sample before the networks change places

@@ -12,13 +12,13 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ..search.aggregate import Aggregator, check_values, order
-from ..verifiers.console import logger
-from .engine import bad_pixels, join_rows, take_row
+from ...search.aggregate import Aggregator, check_values, order
+from ...verifiers.console import logger
+from ..graph.prompt_words import plain_text
+from ..sampling.engine import bad_pixels, join_rows, take_row
+from ..sampling.noise import RecipeNoise, recipes_of
 from .ensemble import Jury, cuts
-from .noise import RecipeNoise, recipes_of
-from .prompt_words import plain_text
-from .verifier import HostedVerifier, check_images
+from .hosted import HostedVerifier, check_images
 
 ACROSS = "These are scores of {count} different prompts, which cannot be compared with each other"
 log_to_console = logger(__name__)

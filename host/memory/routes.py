@@ -20,7 +20,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from . import finish, store
+from ..graph import finish
+from . import store
 
 FINISH, STORE, DELETE = "/noise_search/finish", "/noise_search/store", "/noise_search/store/delete"
 JSON = "application/json"

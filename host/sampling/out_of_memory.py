@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import comfy.model_management as mm
 
-from ..verifiers.console import logger
+from ...verifiers.console import logger
 
 T = TypeVar("T")
 # PyTorch's on the CPU (Windows, elsewhere) and on Apple's GPUs are plain RuntimeErrors.

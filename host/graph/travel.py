@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..search.recipe import LARGEST_EXACT, Recipe, from_json, is_rounded, portable
+from ...search.recipe import LARGEST_EXACT, Recipe, from_json, is_rounded, portable
 
 KEY = "noise_search"
 MOST_RUNS = 256  # of one node in one prompt that are written down

@@ -1,8 +1,8 @@
 """The evaluation store: every scored candidate, on disk as it happens.
 
 One SQLite file in ComfyUI's user directory. A search finds in it what was computed before for the same content
-(`host/content.py` makes the key) and computes the rest. Whatever goes wrong with the file, the search goes on without
-it and says so.
+(`host/memory/content.py` makes the key) and computes the rest. Whatever goes wrong with the file, the search goes on
+without it and says so.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..search.engine import Rendered
-from ..search.recipe import from_json, to_json
-from ..search.remember import Spent
-from ..verifiers.console import logger
+from ...search.engine import Rendered
+from ...search.recipe import from_json, to_json
+from ...search.remember import Spent
+from ...verifiers.console import logger
 
 FILE, SETTINGS = "evaluations.sqlite3", "settings.json"
 SCHEMA_VERSION = 1

@@ -35,10 +35,10 @@ import comfy.sd
 import numpy as np
 import torch
 
-from .files import model_files, upstream
+from ..graph.files import model_files, upstream
+from ..sampling.stock import Sampling
 from .leftovers import Digests, Leftovers, can_own, changed_since, undone
 from .machine import machine
-from .sampling import Sampling
 
 FORMAT = 3  # of the key: what was made with another is not found
 SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import comfy.model_management as mm
 import torch
 
-from ..search.engine import Recipes
-from ..search.recipe import SEED_RANGE, Recipe
-from ..search.run import BatchesMix
-from ..verifiers.console import logger
-from .memory import is_oom, with_memory
+from ...search.engine import Recipes
+from ...search.recipe import SEED_RANGE, Recipe
+from ...search.run import BatchesMix
+from ...verifiers.console import logger
 from .noise import initial_noise
-from .sampling import Sampling
+from .out_of_memory import is_oom, with_memory
+from .stock import Sampling
 
 LARGEST = 8
 WORTH = 0.85  # of the time alone that a row in a batch may take; more does not pay for rendering the winner again

@@ -20,12 +20,12 @@ import comfy.sample
 import comfy.samplers
 import torch
 
-from ..search.engine import coarser
-from ..search.recipe import SEED_RANGE, Recipe
-from ..verifiers.console import logger
-from .demo import check_latent
-from .memory import with_memory
+from ...search.engine import coarser
+from ...search.recipe import SEED_RANGE, Recipe
+from ...verifiers.console import logger
+from ..demo import check_latent
 from .noise import initial_noise
+from .out_of_memory import with_memory
 from .rehearsal import Rehearsal
 
 RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # only newer hosts put these in a LATENT

@@ -9,11 +9,11 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from .budget import Cost
-from .engine import State
-from .log import Candidate
-from .recipe import Jump, Recipe, derive
-from .run import Run
+from ..budget import Cost
+from ..engine import State
+from ..log import Candidate
+from ..recipe import Jump, Recipe, derive
+from ..run import Run
 
 FEWEST_BRANCHES = 2  # with a single branch there is nothing to choose
 

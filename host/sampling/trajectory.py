@@ -16,11 +16,11 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
-from ..search.engine import State
-from ..search.kernels import fresh_noise
-from ..search.recipe import Jump, Recipe
+from ...search.engine import State
+from ...search.kernels import fresh_noise
+from ...search.recipe import Jump, Recipe
 from .noise import initial_noise
-from .sampling import Sampling
+from .stock import Sampling
 
 NEAR = 1.02  # a sigma of the schedule this close to the end of a segment is left out: the step would be wasted
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from .log import Candidate
-from .recipe import SEED_RANGE, Jump, Recipe, Rotate
-from .run import Run
+from ..log import Candidate
+from ..recipe import SEED_RANGE, Jump, Recipe, Rotate
+from ..run import Run
 
 KEEP, REDRAW, SHRINK = STUCK = ("keep the pivot", "draw a new pivot", "shrink the angle")
 SHRINK_BY = 0.7

@@ -12,17 +12,17 @@ import torch
 from comfy_execution.utils import get_executing_context
 from torch.overrides import TorchFunctionMode
 
-from ..search.aggregate import Aggregator
-from ..verifiers import registry
-from ..verifiers.base import Verifier, VerifierError
-from ..verifiers.openai_endpoint import Endpoint
-from ..verifiers.transformers_vlm import ANSWER_TOKENS, FolderVLM, model_files
-from ..verifiers.vlm import QUESTION, VLM, WORDS, Ask, first_words, picture, says
-from ..verifiers.weights import file_stamp
-from .content import Content
+from ...search.aggregate import Aggregator
+from ...verifiers import registry
+from ...verifiers.base import Verifier, VerifierError
+from ...verifiers.openai_endpoint import Endpoint
+from ...verifiers.transformers_vlm import ANSWER_TOKENS, FolderVLM, model_files
+from ...verifiers.vlm import QUESTION, VLM, WORDS, Ask, first_words, picture, says
+from ...verifiers.weights import file_stamp
+from ..memory.content import Content
+from ..pictures import to_image
 from .folders import stamped, vlm_folder
-from .pictures import to_image
-from .verifier import HostedVerifier, resolve_dtype
+from .hosted import HostedVerifier, resolve_dtype
 
 ACTIVATION_BYTES = 2 * 2**30  # an image of 1024 pixels and a page of text through 8 billion parameters stay below
 EYES = (
@@ -151,7 +151,7 @@ def _flat(tokens: Any) -> list[Any]:
     return [token[0] for batch in batches for section in batch for token in section]
 
 
-# As in host/verifier.py: weak, so that nothing stays in memory on account of this table.
+# As in host/judging/hosted.py: weak, so that nothing stays in memory on account of this table.
 _folders: weakref.WeakValueDictionary[tuple, FolderVLM] = weakref.WeakValueDictionary()
 
 

@@ -10,7 +10,7 @@ import comfy.model_management
 import comfy.sample
 import torch
 
-from ..search.recipe import Kept, Recipe, Rotate, draw, noises, one_draw
+from ...search.recipe import Kept, Recipe, Rotate, draw, noises, one_draw
 
 MOST_DRAWN = 2**26  # numbers of one draw that is held whole where the latent is smaller: 256 MB
 KEPT = Kept(2**27)  # bytes: 128 noises of FLUX's usual size

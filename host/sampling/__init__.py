@@ -1,0 +1,1 @@
+"""Sampling with ComfyUI: the stock sampler made repeatable, noises, segments, batches, and the engine on top."""

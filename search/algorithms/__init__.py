@@ -1,0 +1,1 @@
+"""The searches: each a small frozen dataclass, called with a run and a seed."""
