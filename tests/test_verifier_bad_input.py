@@ -237,6 +237,7 @@ def test_a_wrong_file_is_refused_in_words_that_name_it(name, file, wrong, tmp_pa
 @pytest.mark.parametrize("name", registry.names())
 @pytest.mark.parametrize("ending", ["scores", "bad image", "failure"])
 def test_nothing_loaded_stays_behind(name, ending, tmp_path, monkeypatch):
+    gc.collect()  # what earlier tests left
     mm.cleanup_models()
     before = len(mm.current_loaded_models)
     hosted = HostedVerifier(contract.TINY[name](tmp_path))

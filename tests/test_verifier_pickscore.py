@@ -252,7 +252,9 @@ class TestInComfyUI:
         weights = models / "PickScore_v1" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
         before = len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)
-        with pytest.raises(VerifierError, match="PickScore is config.json and model.safetensors"):
+        with pytest.raises(
+            VerifierError, match="cannot read .*model.safetensors.*Put config.json and model.safetensors"
+        ):
             hosting.load_pickscore("PickScore_v1")
         assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
 

@@ -153,11 +153,8 @@ def check_images(images: Any) -> torch.Tensor:
     ):
         found = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images to score must be [images, height, width, 3], found {found}; connect a decoded IMAGE")
-    if not images.dtype.is_floating_point or images.amax() >= FAR_ABOVE_1:
-        raise ValueError(
-            f"images to score must be numbers from 0 to 1, found {images.dtype} up to {images.amax().item():g}"
-            " in them; an image of 0 to 255 must be divided by 255"
-        )
+    whole_numbers = not images.dtype.is_floating_point
+    found, largest = images.dtype, images.detach().amax().item()
     images = images.detach().to(torch.float32)
     images = (images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]).contiguous()
     for index, image in enumerate(images):
@@ -166,6 +163,11 @@ def check_images(images: Any) -> torch.Tensor:
                 f"image {index + 1} of {len(images)} contains NaN or infinite values and cannot be scored; a black or "
                 "broken decode often means that the VAE ran out of range: try a VAE in fp32 or bf16"
             )
+    if whole_numbers or largest >= FAR_ABOVE_1:
+        raise ValueError(
+            f"images to score must be numbers from 0 to 1, found {found} up to {largest:g} in them; an image of 0 to "
+            "255 must be divided by 255"
+        )
     return images
 
 
