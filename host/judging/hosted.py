@@ -154,7 +154,7 @@ def check_images(images: Any) -> torch.Tensor:
         found = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images to score must be [images, height, width, 3], found {found}; connect a decoded IMAGE")
     whole_numbers = not images.dtype.is_floating_point
-    found, largest = images.dtype, images.detach().amax().item()
+    numbers, largest = images.dtype, images.detach().amax().item()
     images = images.detach().to(torch.float32)
     images = (images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]).contiguous()
     for index, image in enumerate(images):
@@ -165,7 +165,7 @@ def check_images(images: Any) -> torch.Tensor:
             )
     if whole_numbers or largest >= FAR_ABOVE_1:
         raise ValueError(
-            f"images to score must be numbers from 0 to 1, found {found} up to {largest:g} in them; an image of 0 to "
+            f"images to score must be numbers from 0 to 1, found {numbers} up to {largest:g} in them; an image of 0 to "
             "255 must be divided by 255"
         )
     return images
