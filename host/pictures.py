@@ -1,4 +1,4 @@
-"""Pillow pictures as ComfyUI images, and images as a few bytes."""
+"""Pillow pictures as ComfyUI images and back, and images as a few bytes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import numpy as np
 import torch
 from PIL import Image
 
+COARSE = 8  # colours a side
+MOST_COARSE = 16  # of a batch, or of a video's frames
+
 
 def to_image(picture: Image.Image) -> torch.Tensor:
     """A Pillow image -> IMAGE float32 [1, H, W, 3] in 0..1."""
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255.0)[None]
 
 
-COARSE = 8  # colours a side
-MOST_COARSE = 16  # of a batch, or of a video's frames
+def as_saved(image: torch.Tensor) -> np.ndarray:
+    """The pixels of an image [H, W, C] as ComfyUI's savers write them: 8 bits, rounded down in the image's own type."""
+    image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not know
+    return np.clip(255.0 * image.detach().cpu().numpy(), 0, 255).astype(np.uint8)
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """[H, W, 3 or more] float in 0..1 -> a Pillow image."""
+    return Image.fromarray(as_saved(image[..., :3]))
 
 
 def coarse(images: Iterable[torch.Tensor]) -> tuple[bytes, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -13,40 +12,24 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import latent_preview
-import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..search.log import DRAFT, PREVIEW, Candidate, Pool, SearchLog
 from ..search.run import Run
+from .pictures import to_pil
 from .sampling.stock import Sampling
+from .server import running_server
 
 PREVIEW_SIZE = 512
 SHOW_EVERY = 0.2  # seconds
 TEXT_WIDTH = 52  # characters that fit on a node of usual width
 
 
-def as_saved(image: torch.Tensor) -> np.ndarray:
-    """The pixels of an image [H, W, C] as ComfyUI's savers write them: 8 bits, rounded down in the image's own type."""
-    image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not know
-    return np.clip(255.0 * image.detach().cpu().numpy(), 0, 255).astype(np.uint8)
-
-
-def to_pil(image: torch.Tensor) -> Image.Image:
-    """[H, W, 3 or more] float in 0..1 -> a Pillow image."""
-    return Image.fromarray(as_saved(image[..., :3]))
-
-
-def server() -> Any:
-    """ComfyUI's server, or None where there is none."""
-    module = sys.modules.get("server")  # importing it would start half a server where there is none
-    return getattr(getattr(module, "PromptServer", None), "instance", None)
-
-
 def nobody_looks() -> bool:
     """Whether what runs was queued without a client. ComfyUI would then show it to every browser."""
-    return server() is not None and server().client_id is None
+    host = running_server()
+    return host is not None and host.client_id is None
 
 
 def send_text(text: str, node_id: str | None) -> None:
@@ -54,7 +37,7 @@ def send_text(text: str, node_id: str | None) -> None:
 
     Broken into lines here: ComfyUI's canvas would break them in the middle of a word.
     """
-    host = server()
+    host = running_server()
     if host is not None and host.client_id is not None and node_id is not None:
         host.send_progress_text(in_lines(text), node_id, host.client_id)
 

@@ -20,7 +20,7 @@ from ..search.algorithms.replay import ReplayRecipe
 from ..search.algorithms.zero_order import ZeroOrderSearch
 from ..search.budget import Budget
 from ..search.log import Pool, SearchLog
-from ..search.recipe import Recipe, portable, to_json
+from ..search.recipe import METADATA, RECIPE, Recipe, portable, to_json
 from ..search.remember import RememberingEngine
 from ..search.run import Algorithm, BatchesMix, StaleMemory
 from ..search.run import search as run_search
@@ -29,6 +29,7 @@ from ..version import __version__
 from .graph import travel
 from .graph.files import contents
 from .graph.finish import ended_early, finishable
+from .graph.links import is_link
 from .graph.prompt_text import (
     FoundPrompt,
     all_nodes,
@@ -36,22 +37,20 @@ from .graph.prompt_text import (
     host_input_types,
     host_is_own,
     host_output_names,
-    is_link,
 )
 from .graph.prompt_words import has_system_text, is_empty, plain_text
 from .graph.travel import Winners
-from .judging.ensemble import cuts
+from .judging.ensemble import cuts, noisy_members, usual_ranges
 from .judging.hosted import HostedVerifier
 from .memory.content import Content, files_behind, read_search
 from .memory.store import Store, StoredMemory
-from .pictures import coarse
-from .progress import SearchProgress, as_saved, outcome, send_text
+from .pictures import as_saved, coarse
+from .progress import SearchProgress, outcome, send_text
 from .sampling.engine import ComfyEngine, Options, Result, join_rows
 from .sampling.noise import RecipeNoise
 from .sampling.stock import Sampling
 from .sampling.trajectory import Trajectories
 
-METADATA_KEY = "noise_search"
 NOT_MADE_AGAIN = "The winner that this picture's workflow carries cannot be made again"
 SEARCH_AGAIN = "To search anew, change any input of this node, such as the seed."
 log_to_console = logger(__name__)
@@ -80,7 +79,7 @@ class Graph:
     @property
     def searches(self) -> dict[str | None, Any]:
         """What all nodes wrote there; a client may have sent anything."""
-        searches = (self.extra_pnginfo or {}).get(METADATA_KEY)
+        searches = (self.extra_pnginfo or {}).get(METADATA)
         return searches if isinstance(searches, dict) else {}
 
     def uses(self, output: str) -> bool:
@@ -474,19 +473,6 @@ def score_limits(log: SearchLog) -> list[float]:
     return limits
 
 
-def noisy_members(verifier: Any) -> tuple[int, ...]:
-    """The members that need not give the same value twice, by column."""
-    judges = [judge.verifier for judge in getattr(verifier, "judges", ())] or [verifier]
-    repeatable = [getattr(judge, "repeatable", True) for judge in judges for _ in judge.members]
-    return tuple(column for column, one in enumerate(repeatable) if not one)
-
-
-def usual_ranges(verifier: Any) -> tuple[tuple[float, float] | None, ...]:
-    """What scores each member usually gives."""
-    alike = (getattr(verifier, "usual_range", None),) * len(verifier.members)
-    return getattr(verifier, "usual_ranges", alike)
-
-
 def collect(pool: Pool, sampling: Sampling) -> SearchResult:
     """The winners of every row, put together as one batch."""
     log = pool.log
@@ -524,7 +510,7 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
     if graph.extra_pnginfo is None or graph.node_id is None:
         return
     entry = {
-        "recipe": result.recipe,
+        RECIPE: result.recipe,
         "seed": result.seed,
         "score": [winner["score"] for winner in result.log.to_dict()["winners"]],
         "prompt": prompt,
@@ -534,7 +520,7 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
     best = tuple(log.best(row).values[row] for row in range(log.rows))
     winners = Winners(result.top_recipes, best, coarse([result.image]))
     travel.leave(graph.workflow, graph.prompt, graph.node_id, len(runs), winners, lambda: graph.files)
-    graph.extra_pnginfo[METADATA_KEY] = {**graph.searches, graph.node_id: [*runs, portable(entry)]}
+    graph.extra_pnginfo[METADATA] = {**graph.searches, graph.node_id: [*runs, portable(entry)]}
 
 
 def pixels_sha256(image: torch.Tensor) -> str:

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("comfy")
 
-from noise_search.host.judging.ensemble import VerifierEnsemble, gated
+from noise_search.host.judging.ensemble import VerifierEnsemble, gated, usual_ranges
 from noise_search.host.judging.hosted import HostedVerifier
 from noise_search.host.judging.selection import score_images, select
 from noise_search.host.sampling.engine import Options
@@ -111,7 +111,7 @@ def test_identity_follows_the_members_and_not_the_weights():
 
 
 def test_each_member_keeps_its_usual_range():
-    assert VerifierEnsemble([(RED, 1.0), (Channel(1, usual_range=(0, 9)), 1.0)]).usual_ranges == ((0.0, 1.0), (0, 9))
+    assert usual_ranges(VerifierEnsemble([(RED, 1.0), (Channel(1, usual_range=(0, 9)), 1.0)])) == ((0.0, 1.0), (0, 9))
 
 
 def test_where_networks_swap_each_verifier_scores_the_whole_chunk_before_the_next(demo, monkeypatch):
@@ -136,7 +136,7 @@ def test_where_networks_swap_each_verifier_scores_the_whole_chunk_before_the_nex
 
 def test_a_gate_keeps_the_verifier_as_it_is():
     gate = gated(RED, 0.25)
-    assert (gate.members, gate.aggregator.gates, gate.usual_ranges) == (("red",), (0.25,), ((0.0, 1.0),))
+    assert (gate.members, gate.aggregator.gates, usual_ranges(gate)) == (("red",), (0.25,), ((0.0, 1.0),))
     images = torch.cat(pictures([0.1, 0.2, 0.3]))
     assert torch.equal(gate.score(images, ""), RED.score(images, ""))
 

@@ -16,9 +16,9 @@ from noise_search.host.judging.ensemble import gated
 from noise_search.host.judging.hosted import load_demo_verifier
 from noise_search.host.sampling.engine import ComfyEngine
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import METADATA_KEY, Graph, pixels_sha256, search
+from noise_search.host.search import Graph, pixels_sha256, search
 from noise_search.search.algorithms.replay import ReplayRecipe
-from noise_search.search.recipe import Recipe
+from noise_search.search.recipe import METADATA, Recipe
 
 import nodes as comfy_nodes
 
@@ -91,14 +91,14 @@ def test_the_frames_of_a_batch_of_videos_stay_together(demo, brightness):
 def test_the_recipe_goes_into_the_metadata_once_per_run(demo, brightness):
     graph = Graph("9", None, {})
     seeds = [run(demo, brightness, graph=graph, seed=seed).seed for seed in (3, 300)]
-    assert [entry["seed"] for entry in graph.extra_pnginfo[METADATA_KEY]["9"]] == seeds
+    assert [entry["seed"] for entry in graph.extra_pnginfo[METADATA]["9"]] == seeds
 
 
 def test_the_metadata_tells_the_winner_from_other_pictures(demo, brightness):
     graph = Graph("9", None, {})
     result = run(demo, brightness, graph=graph)
     saved = (255.0 * result.image[0]).clamp(0, 255).to(torch.uint8)
-    assert graph.extra_pnginfo[METADATA_KEY]["9"][0]["sha256"] == [hashlib.sha256(saved.numpy().tobytes()).hexdigest()]
+    assert graph.extra_pnginfo[METADATA]["9"][0]["sha256"] == [hashlib.sha256(saved.numpy().tobytes()).hexdigest()]
 
 
 def replay(demo, verifier, recipe, batch=1, batch_index=None):

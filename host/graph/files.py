@@ -17,6 +17,8 @@ from typing import Any
 
 import folder_paths
 
+from .links import is_link, upstream
+
 LONGEST_NAME = 1024
 WHOLE = 64 * 2**20  # bytes: a larger file is read in samples
 BLOCKS, BLOCK = 64, 256 * 2**10  # of which there are so many, of so many bytes, from the first to the last
@@ -32,19 +34,6 @@ FULL_PATH = re.compile(
     re.IGNORECASE,
 )
 Choices = Callable[[], frozenset[str]]
-
-
-def upstream(prompt: Mapping[str, Any], node_id: str) -> Iterator[Mapping[str, Any]]:
-    """A node and all before it, of an API-format workflow."""
-    todo, seen = [node_id], set()
-    while todo:
-        node = todo.pop()
-        if node in seen or node not in prompt:
-            continue
-        seen.add(node)
-        yield prompt[node]
-        inputs = prompt[node].get("inputs", {})
-        todo += [str(link[0]) for link in inputs.values() if isinstance(link, (list, tuple)) and len(link) == 2]
 
 
 def model_files(name: str, but: Sequence[str] = ("custom_nodes",)) -> dict[str, str]:
@@ -65,7 +54,7 @@ def contents(prompt: Mapping[str, Any] | None, node_id: str | None) -> dict[str,
     name. Neither place nor date of a file is in it. What cannot be read is left out, as what is not there."""
     found: dict[str, str] = {}
     inputs_of = cache(_inputs_of)
-    for node in upstream(prompt or {}, str(node_id)):
+    for node in upstream(prompt or {}, str(node_id)).values():
         class_type = str(node.get("class_type"))
         for name, value in node.get("inputs", {}).items():
             choices = partial(_choices, inputs_of, class_type, str(name))
@@ -83,7 +72,7 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _texts(item)
-    elif isinstance(value, (list, tuple)) and not (len(value) == 2 and isinstance(value[1], int)):
+    elif isinstance(value, (list, tuple)) and not is_link(value):
         for item in value:
             yield from _texts(item)
 

@@ -23,11 +23,6 @@ def finishable(node_id: str | None) -> Iterator[Callable[[], bool]]:
         del _running[asked]
 
 
-def running() -> list[str]:
-    """The ids of the nodes that search."""
-    return [node_id for node_id in list(_running.values()) if node_id is not None]
-
-
 def finish(node_id: str | None = None) -> list[str]:
     """Asks a node's search, or all of them, to end after the candidate under way. Returns the ids it reached."""
     reached = []

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .links import is_link
+
 # Of an encoder's texts, what was made of the wildcards in another, or the one that a person writes as a sentence: a
 # language model's and the big CLIP's come first.
 PREFERRED_TEXTS = (
@@ -187,10 +189,8 @@ class _Search:
             if not conditionings:
                 continue
             self.samplers = True
-            told = "verifier" in links and self._note(
-                node_id, "prompt", told=True
-            )  # a search node that was told its prompt
-            if not told:
+            # a search node may have been told its prompt
+            if not ("verifier" in links and self._note(node_id, "prompt", told=True)):
                 self.follow_conditioning(conditionings)
 
     def _upstream(self, link: Sequence[Any]) -> Iterator[str]:
@@ -384,14 +384,3 @@ def _shorten(text: str) -> str:
 def _polarity(name: str) -> bool:
     """False for the names of what the image should not show, and of the empty prompt."""
     return not {"negative", "neg", "uncond", "empty"} & set(re.split(r"[^a-z]+", name.lower()))
-
-
-def is_link(value: Any) -> bool:
-    """Whether an input's value is a link: [node id, output index]."""
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], int)
-        and not isinstance(value[1], bool)
-    )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...search.recipe import LARGEST_EXACT, Recipe, from_json, is_rounded, portable
+from .links import upstream
 
 KEY = "noise_search"
 MOST_RUNS = 256  # of one node in one prompt that are written down
@@ -243,17 +244,5 @@ def _hashed(data: Any) -> str:
 
 def _before(prompt: Mapping[str, Any], node_id: str) -> dict[str, Any]:
     """(class, inputs) of a node and of all before it, by id."""
-    nodes: dict[str, Any] = {}
-    todo = [node_id]
-    while todo:
-        current = todo.pop()
-        if current in nodes or current not in prompt:
-            continue
-        inputs = prompt[current].get("inputs", {})
-        nodes[current] = [prompt[current].get("class_type"), inputs]
-        todo += [str(link[0]) for link in inputs.values() if _is_link(link)]
-    return nodes
-
-
-def _is_link(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+    nodes = upstream(prompt, node_id).items()
+    return {name: [node.get("class_type"), node.get("inputs", {})] for name, node in nodes}

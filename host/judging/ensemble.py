@@ -79,7 +79,6 @@ class VerifierEnsemble:
         self.aggregator = Aggregator(METHOD_OF[combine], weights, gates if any(g is not None for g in gates) else None)
         self.members = _unlike([name for judge in flat for name in judge.verifier.members])
         self.needs_prompt = any(judge.verifier.needs_prompt for judge in flat)
-        self.usual_ranges = tuple(judge.verifier.usual_range for judge in flat for _ in judge.verifier.members)
         limits = [judge.verifier.prompt_tokens for judge in flat if judge.verifier.prompt_tokens is not None]
         self.prompt_tokens = min(limits, default=None)
 
@@ -122,10 +121,25 @@ def gated(verifier: Any, least: float) -> VerifierEnsemble:
     return VerifierEnsemble([replace(judge, gate=gate)])
 
 
+def verifiers_in(verifier: Any) -> list[Any]:
+    """The verifiers of an ensemble, or the one that it is."""
+    return [judge.verifier for judge in getattr(verifier, "judges", ())] or [verifier]
+
+
+def noisy_members(verifier: Any) -> tuple[int, ...]:
+    """The members that need not give the same value twice, by column."""
+    repeatable = [getattr(one, "repeatable", True) for one in verifiers_in(verifier) for _ in one.members]
+    return tuple(column for column, one in enumerate(repeatable) if not one)
+
+
+def usual_ranges(verifier: Any) -> tuple[tuple[float, float] | None, ...]:
+    """What scores each member usually gives."""
+    return tuple(getattr(one, "usual_range", None) for one in verifiers_in(verifier) for _ in one.members)
+
+
 def cuts(verifier: Any, prompts: Sequence[str]) -> list[str]:
     """Which of the prompts a verifier, or one of an ensemble, does not read to the end: a sentence each."""
-    judges = [judge.verifier for judge in getattr(verifier, "judges", ())] or [verifier]
-    readers = [judge.cut for judge in judges if hasattr(judge, "cut")]
+    readers = [one.cut for one in verifiers_in(verifier) if hasattr(one, "cut")]
     found = [sentence for prompt in dict.fromkeys(prompts) for cut in readers if (sentence := cut(prompt))]
     found = list(dict.fromkeys(found))
     more = [f"and {len(found) - SHOWN_CUTS} more like this"] if len(found) > SHOWN_CUTS else []

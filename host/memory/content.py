@@ -35,7 +35,8 @@ import comfy.sd
 import numpy as np
 import torch
 
-from ..graph.files import model_files, upstream
+from ..graph.files import model_files
+from ..graph.links import upstream
 from ..sampling.stock import Sampling
 from .leftovers import Digests, Leftovers, can_own, changed_since, undone
 from .machine import machine
@@ -162,7 +163,7 @@ def host_source() -> str:
 def files_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> list[tuple[str, int, int]]:
     """(name, bytes, time in nanoseconds) of the model files that the nodes upstream of a node name in their widgets."""
     found: dict[str, tuple[str, int, int]] = {}
-    for node in upstream(prompt or {}, str(node_id)):
+    for node in upstream(prompt or {}, str(node_id)).values():
         for value in node.get("inputs", {}).values():
             if isinstance(value, str) and 0 < len(value) < 256 and value not in found:
                 for path in list(model_files(value, ("custom_nodes", "configs")).values())[:1]:

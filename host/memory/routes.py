@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..graph import finish
+from ..server import running_server
 from . import store
 
 FINISH, STORE, DELETE = "/noise_search/finish", "/noise_search/store", "/noise_search/store/delete"
@@ -40,9 +40,8 @@ class BadRequest(ValueError):
 
 
 def register_routes() -> None:
-    """Adds the routes to the running server. Without one (a headless import) and after the first time: nothing."""
-    module = sys.modules.get("server")  # importing it would start half a server where there is none
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    """Adds the routes to the running server. Without one and after the first time: nothing."""
+    server = running_server()
     if server is None or any(getattr(route, "path", None) == FINISH for route in server.routes):
         return
     from aiohttp import web  # here: ComfyUI brings it, and only its server needs it
