@@ -252,9 +252,13 @@ class SearchLog:
         for stage in (FINAL, DRAFT, PREVIEW):
             seen: dict[Any, list[Candidate]] = {}
             for candidate, row in product(self.of_stage(stage), range(self.rows)):
-                alike = seen.setdefault((row, repr(candidate.values[row])), [])
+                picture = self.thumbnails.get((candidate.index, row))
+                if picture is None or picture.amin() == picture.amax():  # those that are all black say nothing
+                    continue
+                look = repr(candidate.values[row]), tuple(picture.shape), picture.numpy().tobytes()
+                alike = seen.setdefault((row, look), [])
                 for other in alike:
-                    if self._is_copy(other, candidate, row):
+                    if _noises(other.recipes[row]) != _noises(candidate.recipes[row]):
                         return other, candidate
                 alike.append(candidate)
         return None
@@ -330,14 +334,6 @@ class SearchLog:
             ],
         }
         return portable(data)
-
-    def _is_copy(self, first: Candidate, second: Candidate, row: int) -> bool:
-        """Whether two candidates of the same values have the same picture though their noises are others."""
-        if _noises(first.recipes[row]) == _noises(second.recipes[row]):
-            return False
-        pictures = [self.thumbnails.get((one.index, row)) for one in (first, second)]
-        shown = [picture for picture in pictures if picture is not None and picture.amin() < picture.amax()]
-        return len(shown) == 2 and torch.equal(*shown)  # two that are all black say nothing
 
     def _forget_thumbnails(self) -> None:
         """Bounded memory: beyond MAX_THUMBNAILS, the lowest-ranked pictures go first; stock (candidate 0) stays."""

@@ -215,6 +215,28 @@ def test_a_kept_thumbnail_does_not_keep_its_batch_in_memory():
     assert log.thumbnails[0, 3].untyped_storage().nbytes() == 16 * 16 * 3
 
 
+class Pictures(dict):
+    """Small pictures, and how often one was looked up."""
+
+    looks = 0
+
+    def get(self, *key):
+        self.looks += 1
+        return super().get(*key)
+
+
+def test_many_candidates_of_one_score_are_not_compared_pair_by_pair():
+    """A verifier with few values gives thousands of candidates the same one."""
+    log = fill(new_log(), [[[1.0]]] * 200)
+    log.thumbnails = Pictures(
+        {(index, 0): torch.tensor([[[index, 255, 0]]], dtype=torch.uint8) for index in range(200)}
+    )
+    assert log.same_picture() is None
+    assert log.thumbnails.looks <= 200
+    log.thumbnails[199, 0] = log.thumbnails[7, 0]
+    assert [one.index for one in log.same_picture()] == [7, 199]
+
+
 # The pool
 
 
