@@ -134,7 +134,7 @@ class Tab:
 
     def narrow(self):
         """What of a result's text is seen on a node that is made narrow: heights of the text and of its place."""
-        self.page.evaluate(f"{SEARCH_NODE}.setSize([260, {SEARCH_NODE}.size[1]])")
+        self.page.evaluate(f"{SEARCH_NODE}.setSize([260, {SEARCH_NODE}.size[1]]); app.canvas.setDirty(true, true)")
         for _ in range(40):
             self.page.wait_for_timeout(250)
             measure = "one => [one.clientWidth, one.scrollHeight, one.clientHeight]"
