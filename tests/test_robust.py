@@ -16,6 +16,7 @@ pytest.importorskip("comfy")
 import comfy.model_management as mm
 import comfy.patcher_extension
 import comfy.samplers
+from noise_search.host.sampling.batching import TRIALS
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.noise import initial_noise
 from noise_search.host.sampling.out_of_memory import is_oom
@@ -297,7 +298,7 @@ def test_cancel_while_decoding_or_scoring_stops_before_the_next_model_call(part,
     rows = rows_of(sampling)
     with pytest.raises(mm.InterruptProcessingException):
         run(sampling, batch_size, vae=vae, verifier=verifier)
-    assert sum(rows) == (3 * STEPS if batch_size == 1 else STEPS + 2 * (1 + BATCH) + BATCH * STEPS)
+    assert sum(rows) == (3 * STEPS if batch_size == 1 else (1 + TRIALS + BATCH) * STEPS)
 
 
 def test_after_a_cancel_anywhere_the_next_search_is_whole():
