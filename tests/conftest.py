@@ -96,6 +96,4 @@ def chromium():
         with frontend.browser() as running:
             yield running
     except frontend.NoBrowser as reason:
-        if os.environ.get("CI"):  # there a browser is expected
-            pytest.fail(str(reason))
-        pytest.skip(str(reason))
+        frontend.do_without(reason)

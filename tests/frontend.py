@@ -10,6 +10,8 @@ import shutil
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update"]
 FLAGS += ["--disable-background-networking", "--disable-sync"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -22,6 +24,11 @@ READY = "window.app?.graph && window.app.extensionManager && document.querySelec
 
 class NoBrowser(RuntimeError):
     """There is no Playwright or no Chromium on this machine."""
+
+
+def do_without(reason: NoBrowser) -> None:
+    """Skips the test, or fails it in CI, where a browser is expected."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(str(reason))
 
 
 @contextmanager
