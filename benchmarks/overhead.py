@@ -10,14 +10,14 @@ before, and every repeat has seeds of its own, so that nothing else comes from t
 prompts: the median of all repeats, and their range.
 
 (a) the search, from the start of its prompt to the end, by the stock graph. (b) its sampling (noise, sampler,
-progress bar, the probe and the winner's second render included) by the denoiser calls of the same runs; and, for
+progress bar, the trial and the winner's second render included) by the denoiser calls of the same runs; and, for
 information, the whole search by the denoiser calls of its candidates alone. The phases say where the time goes.
 Verifier Score shows every image, which the stock graph pays for and the search does not.
 
 --size demo is the embedded model on the CPU. --size flux builds FLUX.1-dev's architecture, its VAE and a ViT-H/14
 verifier with random weights on a GPU, in bf16 or fp8, 1024x1024, and compares peak VRAM too; that full size has not
 been run yet. --size tiny runs the same code with a tiny transformer and verifier on any machine, where the ratios mean
-nothing.
+nothing. Automatic batches begin at 34 candidates: with fewer, both ways sample one at a time.
 """
 
 from __future__ import annotations

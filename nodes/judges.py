@@ -143,8 +143,8 @@ class Aesthetic(types.Node):
                 io.Combo.Input(
                     "head_name",
                     options=head_choices(),
-                    tooltip="Put a head into models/aesthetic or models/verifiers and press R, such as "
-                    "sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 licence). Nothing is downloaded.",
+                    tooltip="Put a head, such as sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 licence), into "
+                    "models/aesthetic or models/verifiers, then press R. Nothing is downloaded.",
                 ),
             ],
             outputs=[types.verifier_output()],

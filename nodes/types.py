@@ -130,9 +130,9 @@ def batch_size_input() -> io.Input:
         optional=True,
         advanced=True,
         tooltip=(
-            "How many candidates to sample at once. 0: found out by itself, from the free memory and a short trial. 1: "
-            "one at a time. Samplers with noise of their own always go one at a time, and the winner is rendered again "
-            "alone, so it is exact either way."
+            "How many candidates to sample at once. 0: found out by itself in searches of 34 candidates or more, from "
+            "the free memory and a trial. 1: one at a time. Samplers with noise of their own always go one at a time, "
+            "and the winner is rendered again alone, so it is exact either way."
         ),
     )
 

@@ -27,9 +27,9 @@ class VLMFolder(types.Node):
                 io.Combo.Input(
                     "model_name",
                     options=vlm_choices(),
-                    tooltip="Put the folder of a whole image-text-to-text model into models/LLM and press R, in "
-                    "transformers' layout with safetensors weights, such as Qwen3-VL-4B-Instruct (Apache-2.0 licence, "
-                    "8.9 GB). Nothing is downloaded.",
+                    tooltip="Put the folder of a whole image-text-to-text model, in transformers' layout with "
+                    "safetensors weights, such as Qwen3-VL-4B-Instruct (Apache-2.0 licence, 8.9 GB), into models/LLM, "
+                    "then press R. Nothing is downloaded.",
                 ),
                 types.precision_input(
                     "How the model computes. Auto: bf16 on a GPU that has it, else fp16; fp32 on the CPU."

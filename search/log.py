@@ -58,12 +58,11 @@ class SearchLog:
 
     algorithm, settings, host: what the search ran with, written into every report. usual_ranges: what scores each
     member usually gives, where it says so. stopped: why the search ended; early: before its budget was spent, because
-    somebody asked. findings: what the algorithm measured, such
-    as the rank correlation of drafts and finals; warnings: what the user should know. dropped: what was wrong with
-    each candidate that has no score. extra_nfe, extra_seconds: spent on those, on probes, and on what had to be
-    rendered again. noisy: members that need not give the same value twice. failed: members dropped for the whole
-    search, by column, each with what happened; where they gave no value there is NaN. rescaled: one of them decided, so
-    that scores are no longer what they were.
+    somebody asked. findings: what the algorithm measured, such as the rank correlation of drafts and finals;
+    warnings: what the user should know. dropped: what was wrong with each candidate that has no score. extra_nfe,
+    extra_seconds: spent on those, on trials, and on what had to be rendered again. noisy: members that need not give
+    the same value twice. failed: members dropped for the whole search, by column, each with what happened; where they
+    gave no value there is NaN. rescaled: one of them decided, so that scores are no longer what they were.
     """
 
     members: tuple[str, ...]

@@ -42,7 +42,7 @@ FREE_SHARE = 0.7  # of the free memory
 EXTRA_SHARE = 0.15  # of the budget: what the trial and rendering the best again may take; batches must earn it back
 LEAST_STEPS = 2
 KEPT = 4096  # values of a latent, to compare it later
-MIXING = {  # by the module of ComfyUI: what mixes the rows of a batch, some by less than the probe sees
+MIXING = {  # by the module of ComfyUI: what mixes the rows of a batch, some by less than the trial sees
     "nodes_mahiro": "Mahiro",
     "nodes_perpneg": "Perp-Neg",
     "nodes_slg": "Skip Layer Guidance",
