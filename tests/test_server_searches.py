@@ -119,13 +119,14 @@ def test_search_sampler_advanced_finds_the_same(runs, server, name):
 
 def test_a_search_that_comes_from_the_cache_says_what_it_said(server):
     """On hosts that send again what a node showed, also where nothing has to run."""
+    if "has_intermediate_output" not in server.get("/object_info/NoiseSearchKSampler")["NoiseSearchKSampler"]:
+        pytest.skip("this ComfyUI sends nothing again")
     prompt = fused(seed=400)
     first = server.run(prompt)
     prompt["save"]["inputs"]["filename_prefix"] = "again"
-    [again, whole] = server.run(prompt), server.run(prompt)
+    again, whole = server.run(prompt), server.run(prompt)
     assert "search" in again.of_type("execution_cached")[0]["nodes"]
-    info = server.get("/object_info/NoiseSearchKSampler")["NoiseSearchKSampler"]
-    for run in [again, whole] if "has_intermediate_output" in info else [again]:
+    for run in (again, whole):
         assert run.outputs["search"]["text"] == first.outputs["search"]["text"]
         assert len(run.outputs["search"]["images"]) == 1
 
