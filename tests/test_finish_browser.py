@@ -49,6 +49,13 @@ THREE_SEEDS = """() => {
     for (const widget of seeds.widgets) if (widget.name === 'count') widget.value = 3;
     seeds.connect(1, NODE, NODE.inputs.findIndex(input => input.name === 'seed'));
 }""".replace("NODE", SEARCH_NODE)
+# The older front end's Nodes 2.0 follows its own resize handle only, by this variable.
+MAKE_NARROW = """() => {
+    const node = NODE;
+    node.setSize([260, node.size[1]]);
+    document.querySelector(`[data-node-id='${node.id}']`)?.style.setProperty('--node-width', '260px');
+    app.canvas.setDirty(true, true);
+}""".replace("NODE", SEARCH_NODE)
 BUTTON = ".noise-search-finish"
 
 
@@ -134,7 +141,7 @@ class Tab:
 
     def narrow(self):
         """What of a result's text is seen on a node that is made narrow: heights of the text and of its place."""
-        self.page.evaluate(f"{SEARCH_NODE}.setSize([260, {SEARCH_NODE}.size[1]]); app.canvas.setDirty(true, true)")
+        self.page.evaluate(MAKE_NARROW)
         for _ in range(40):
             self.page.wait_for_timeout(250)
             measure = "one => [one.clientWidth, one.scrollHeight, one.clientHeight]"
