@@ -515,6 +515,10 @@ PAGE_TEXT = """# Verifiers in figures
 
 Made by `benchmarks/verifiers.py` (torch {torch}, transformers {transformers}, open_clip {open_clip}; 2 CPU cores).
 
+## What each reads
+
+{files}
+
 ## The same score as elsewhere
 
 {about_parity}
@@ -591,7 +595,9 @@ def main() -> int:
     texts = tables(found)
     print("\n\n".join(texts.values()))
     if options.page:
-        PAGE.write_text(PAGE_TEXT.format(**versions(), **ABOUT, **texts))
+        from noise_search.verifiers import registry
+
+        PAGE.write_text(PAGE_TEXT.format(**versions(), **ABOUT, **texts, files=registry.files_table()))
     return 0
 
 

@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..host.memory.routes import register_routes
-from . import ensemble, graph, judges, loaders, report, samplers, searches, vlm
+from . import demo, ensemble, graph, report, samplers, searches, verifiers, vlm
 
 
 class NoiseSearchExtension(ComfyExtension):
@@ -15,8 +15,8 @@ class NoiseSearchExtension(ComfyExtension):
             *samplers.NODES,
             *searches.NODES,
             *graph.NODES,
-            *loaders.NODES,
-            *judges.NODES,
+            *verifiers.NODES,
+            *demo.NODES,
             *ensemble.NODES,
             *report.NODES,
             *vlm.NODES,

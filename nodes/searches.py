@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..search.algorithms import listed
 from ..search.algorithms.draft_and_final import DraftAndFinal
 from ..search.algorithms.paths import SearchOverPaths
 from ..search.algorithms.random_search import RandomSearch
@@ -22,8 +23,8 @@ class ZeroOrder(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="NoiseSearchZeroOrder",
-            display_name="Zero-Order Search",
+            node_id=listed(ZeroOrderSearch).node,
+            display_name=listed(ZeroOrderSearch).title,
             category=types.CATEGORY,
             description=(
                 "Climbs: tries noises near the best one so far and moves on to the best of them. Keeps the composition "
@@ -72,8 +73,8 @@ class Paths(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="NoiseSearchPaths",
-            display_name="Search over Paths",
+            node_id=listed(SearchOverPaths).node,
+            display_name=listed(SearchOverPaths).title,
             category=types.CATEGORY,
             description=(
                 "Samples a few noises almost to the end, adds fresh noise and samples again, and keeps the best ways "
@@ -124,8 +125,8 @@ class DraftFinal(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="NoiseSearchDraftAndFinal",
-            display_name="Draft and Final",
+            node_id=listed(DraftAndFinal).node,
+            display_name=listed(DraftAndFinal).title,
             category=types.CATEGORY,
             description=(
                 "Searches among quick drafts with few steps, renders the best ones with all steps, and picks the "
@@ -166,8 +167,8 @@ class Replay(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="NoiseSearchReplayRecipe",
-            display_name="Replay Recipe",
+            node_id=listed(ReplayRecipe).node,
+            display_name=listed(ReplayRecipe).title,
             category=types.CATEGORY,
             description=(
                 "Makes one candidate again from its recipe instead of searching, at what that one cost. Works for "

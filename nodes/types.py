@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..host.errors import with_plain_errors
 from ..host.judging.hosted import PRECISIONS
+from ..search.algorithms import ALGORITHMS
 
 CATEGORY = "Noise Search"
 MAX_CANDIDATES = 4096
@@ -110,11 +111,10 @@ def top_k_input() -> io.Int.Input:
 
 
 def search_input() -> io.Input:
-    return Search.Input(
-        "search",
-        optional=True,
-        tooltip="Zero-Order Search, Search over Paths, Draft and Final or Replay Recipe; Random Search if left open.",
-    )
+    *others, last = (entry.title for entry in ALGORITHMS if entry.node)
+    [usual] = (entry.title for entry in ALGORITHMS if not entry.node)
+    tooltip = f"{', '.join(others)} or {last}; {usual} if left open."
+    return Search.Input("search", optional=True, tooltip=tooltip)
 
 
 def budget_input() -> io.Input:

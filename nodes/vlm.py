@@ -8,6 +8,7 @@ from ..host.judging.folders import checked, vlm_choices, vlm_folder
 from ..host.judging.vlm import ClipVLM, fingerprint, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from ..verifiers.vlm import QUESTION
 from . import types
+from .verifiers import schema
 
 
 def _vlm_output() -> io.Output:
@@ -134,24 +135,17 @@ class VLMEndpoint(types.Node):
 class VQAScore(types.Node):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="NoiseSearchVQAScore",
-            display_name="VQA Score",
-            category=types.CATEGORY,
-            description="Verifier: how sure a vision-language model is that the image shows the prompt.",
-            search_aliases=["verifier", "vqascore", "vlm", "prompt alignment", "yes no"],
-            inputs=[
-                types.VLM.Input("vlm", tooltip="The model to ask: VLM from Folder, VLM from CLIP or VLM Endpoint."),
-                io.String.Input(
-                    "question",
-                    default=QUESTION,
-                    optional=True,
-                    advanced=True,
-                    tooltip="What the model is asked, with {prompt} for the prompt; it must be a yes-or-no question. "
-                    "Scores of different questions cannot be compared.",
-                ),
-            ],
-            outputs=[types.verifier_output()],
+        return schema(
+            "vqa_score",
+            types.VLM.Input("vlm", tooltip="The model to ask: VLM from Folder, VLM from CLIP or VLM Endpoint."),
+            io.String.Input(
+                "question",
+                default=QUESTION,
+                optional=True,
+                advanced=True,
+                tooltip="What the model is asked, with {prompt} for the prompt; it must be a yes-or-no question. "
+                "Scores of different questions cannot be compared.",
+            ),
         )
 
     @classmethod
@@ -162,37 +156,27 @@ class VQAScore(types.Node):
 class VLMGrader(types.Node):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="NoiseSearchVLMGrader",
-            display_name="VLM Grader",
-            category=types.CATEGORY,
-            description="Verifier: a vision-language model grades the image from 0 to 10, in five respects and "
-            "overall. The overall grade decides, the others are reported.",
-            search_aliases=["verifier", "llm grader", "vlm", "judge", "rate"],
-            inputs=[
-                types.VLM.Input(
-                    "vlm", tooltip="The model that grades: VLM from Folder, VLM from CLIP or VLM Endpoint."
-                ),
-                io.Int.Input(
-                    "samples",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="How many gradings to average per image. More take longer and tell close images apart: "
-                    "single grades are often the same.",
-                ),
-                io.Float.Input(
-                    "temperature",
-                    default=0.7,
-                    min=0.05,
-                    max=2.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="How much the samples differ from each other. One sample alone is the model's likeliest "
-                    "answer, whatever this says.",
-                ),
-            ],
-            outputs=[types.verifier_output()],
+        return schema(
+            "vlm_grader",
+            types.VLM.Input("vlm", tooltip="The model that grades: VLM from Folder, VLM from CLIP or VLM Endpoint."),
+            io.Int.Input(
+                "samples",
+                default=1,
+                min=1,
+                max=64,
+                tooltip="How many gradings to average per image. More take longer and tell close images apart: "
+                "single grades are often the same.",
+            ),
+            io.Float.Input(
+                "temperature",
+                default=0.7,
+                min=0.05,
+                max=2.0,
+                step=0.05,
+                round=0.001,
+                tooltip="How much the samples differ from each other. One sample alone is the model's likeliest "
+                "answer, whatever this says.",
+            ),
         )
 
     @classmethod

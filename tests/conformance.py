@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from noise_search.search.aggregate import Aggregator
+from noise_search.search.algorithms import ALGORITHMS as LISTED
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
@@ -35,6 +36,7 @@ ALGORITHMS = {
 ALGORITHMS |= {
     f"drafts, {name}": DraftAndFinal(ALGORITHMS[name]) for name in ("random", f"zero-order, {STUCK[0]}", "paths")
 }
+UNTESTED = {entry.kind for entry in LISTED if entry.searches} - set(map(type, ALGORITHMS.values()))
 STEADY = ("random", *(name for name in ALGORITHMS if name.startswith("zero-order")))  # spend candidate by candidate
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("comfy")
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
+from noise_search.search.algorithms import ALGORITHMS
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
@@ -28,6 +29,7 @@ SEARCHES = {
     "drafts": DraftAndFinal(draft_steps=2),
     "replay": ReplayRecipe((Recipe(3, jumps=(Jump(1, 0.3, 0.8),)),)),
 }
+UNTESTED = {entry.kind.__name__ for entry in ALGORITHMS} - {type(search).__name__ for search in SEARCHES.values()}
 with_every_search = pytest.mark.parametrize("how", SEARCHES)
 
 
@@ -47,6 +49,10 @@ def find(how, name="sd3", steps=STEPS, candidates=CANDIDATES, denoise=1.0, batch
         sampling, AnyVae(), Contrast(), SEED, candidates, "", top_k, Graph(), "positive",
         SEARCHES[how], options=Options(batch_size=1),
     )  # fmt: skip
+
+
+def test_every_search_in_the_list_is_tested():
+    assert set() == UNTESTED
 
 
 def spent(result) -> int:

@@ -12,6 +12,9 @@ import pytest
 
 pytest.importorskip("comfy_api.latest")
 
+from noise_search.search.algorithms import ALGORITHMS
+
+ROOT = Path(__file__).parents[1]
 SNAPSHOT = Path(__file__).with_name("schema.json")
 # Their choices come from ComfyUI or the user's folders.
 HOST_COMBOS = {"sampler_name", "scheduler", "model_name", "head_name"}
@@ -86,6 +89,41 @@ def test_seeds_stay_fixed_after_a_run(nodes):
     assert widgets == ["fixed"] * 3
 
 
+def first_column(page: str, heading: str) -> list[str]:
+    """The first cells of the table below a heading."""
+    _, _, below = (ROOT / page).read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    rows = below.partition("\n## ")[0].splitlines()
+    return [row.split("|")[1].strip() for row in rows if row.startswith("| ")][1:]
+
+
+def test_the_readme_lists_every_node_and_no_other(nodes):
+    told = [name for cell in first_column("README.md", "Nodes") for name in cell.split(", ")]
+    assert sorted(told) == sorted(node.define_schema().display_name for node in nodes.values())
+
+
+def test_the_map_lists_every_node_and_no_other(nodes):
+    assert sorted(first_column("docs/architecture.md", "Nodes")) == sorted(f"`{node_id}`" for node_id in nodes)
+
+
+def test_every_search_has_its_node_and_every_node_of_a_search_is_listed(nodes):
+    giving = {
+        node_id
+        for node_id, node in nodes.items()
+        if any(item.io_type == "NOISE_SEARCH_SEARCH" for item in node.define_schema().outputs)
+    }
+    assert giving == {entry.node for entry in ALGORITHMS} - {""}
+
+
+def test_the_search_input_names_every_search(nodes):
+    [tooltip] = {
+        item.tooltip
+        for node_id in ("NoiseSearchKSampler", "NoiseSearchSamplerAdvanced")
+        for item in nodes[node_id].define_schema().inputs
+        if item.id == "search"
+    }
+    assert [entry.title for entry in ALGORITHMS if entry.title not in tooltip] == []
+
+
 def test_every_node_has_a_help_page(nodes):
-    docs = Path(__file__).parents[1] / "web" / "docs"
+    docs = ROOT / "web" / "docs"
     assert [node_id for node_id in nodes if not (docs / f"{node_id}.md").is_file()] == []

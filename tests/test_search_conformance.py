@@ -3,7 +3,7 @@
 import json
 
 import torch
-from conformance import SEED, STEADY, cases, replay_benchmark, same
+from conformance import SEED, STEADY, UNTESTED, cases, replay_benchmark, same
 from noise_search.search.budget import Budget
 from noise_search.search.log import FINAL
 from noise_search.search.recipe import Recipe, from_json, to_json
@@ -50,6 +50,10 @@ def story(log):
     for candidate in data["candidates"]:
         del candidate["seconds"]
     return data
+
+
+def test_every_search_in_the_list_is_tested():
+    assert {kind.__name__ for kind in UNTESTED} == set()
 
 
 # The budget

@@ -6,6 +6,7 @@ import graphs
 import numpy as np
 import pytest
 from graphs import node
+from noise_search.search.algorithms import ALGORITHMS
 
 pytestmark = pytest.mark.comfyui
 
@@ -23,6 +24,11 @@ SEARCHES = {
         "how": node("NoiseSearchDraftAndFinal", draft_steps=3, finals=0, search=["inner", 0]),
     },
 }
+
+
+def test_every_search_in_the_list_runs_on_a_server():
+    run = {nodes["how"]["class_type"] for nodes in SEARCHES.values()}
+    assert {entry.node for entry in ALGORITHMS if entry.node and entry.searches} == run
 
 
 def wired(prompt, search=None, **budget):

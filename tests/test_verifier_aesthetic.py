@@ -288,7 +288,7 @@ class TestInComfyUI:
 
     def test_the_node_shares_the_network_of_the_clip_vision(self, clip_vision, models):
         import comfy.model_management as mm
-        from noise_search.nodes.judges import Aesthetic as Node
+        from noise_search.nodes.verifiers import Aesthetic as Node
 
         tiny_clips.save_head(models / "aesthetic" / "sac.linearMSE.pth", "v2", 24)
         result = Node.execute(clip_vision, "sac.linearMSE.pth")

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import tiny_clips
@@ -13,6 +14,7 @@ import torch
 import vlm_server
 from noise_search.verifiers import registry
 from noise_search.verifiers.base import Verifier, VerifierError, install_command
+from noise_search.verifiers.descriptor import Descriptor, Entry
 
 PROMPTS = ["a red circle", "two small squares above a circle", "a red circle"]
 
@@ -141,11 +143,37 @@ def test_unknown_names_suggest_the_closest():
         registry.get("zzz")
 
 
-def test_a_missing_package_is_said_when_the_verifier_is_used(monkeypatch):
-    monkeypatch.setitem(registry.VERIFIERS, "broken", "no_such_module:Class")
-    assert "broken" in registry.names()
-    with pytest.raises(VerifierError, match="verifier 'broken' needs the Python package .*no_such_module.*pip install"):
-        registry.get("broken")
+def good(**other):
+    entry = Entry("clip", "Put x.safetensors (MIT licence, 1 MB) of example.org into models/verifiers")
+    given = {"id": "good", "kind": registry.get("clip_score"), "node": "NoiseSearchGood", "title": "Good"}
+    return Descriptor(**{**given, "description": "Verifier: good.", "aliases": ("good",), "entry": entry, **other})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        *(({name: ""}, f"has no {name}") for name in ("id", "node", "title", "description", "aliases", "computes")),
+        ({"node": "Good"}, "must be called NoiseSearch"),
+        ({"description": "good"}, "must begin with 'Verifier: '"),
+        ({"kind": object}, "object must say by `resolve` which files it reads"),
+    ],
+)
+def test_a_verifier_that_lacks_something_fails_at_import(other, said):
+    assert good().id == "good"
+    with pytest.raises(ValueError, match=said):
+        good(**other)
+
+
+def test_the_documentation_says_what_every_verifier_reads():
+    page = Path(__file__).parents[1] / "docs" / "verifiers.md"
+    assert registry.files_table() in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("lacking", ["licence", "models/"])
+def test_the_files_are_told_with_licence_and_folder(lacking):
+    files = good().entry.files
+    with pytest.raises(ValueError, match=f"must be told with their .*{lacking}"):
+        Entry("clip", files.replace(lacking, ""))
 
 
 @pytest.mark.parametrize("package", ["open_clip", "transformers"])

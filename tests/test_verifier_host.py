@@ -1,5 +1,6 @@
 """Verifiers under ComfyUI's model management."""
 
+import asyncio
 import gc
 import re
 import time
@@ -17,14 +18,10 @@ import comfy.model_patcher
 import folder_paths
 from noise_search.host.judging import folders
 from noise_search.host.judging import hosted as hosting
-from noise_search.host.judging.hosted import (
-    HostedVerifier,
-    check_images,
-    load_clip_score,
-    load_demo_verifier,
-    load_pickscore,
-    resolve_dtype,
-)
+from noise_search.host.judging.hosted import HostedVerifier, check_images, load, load_demo_verifier, resolve_dtype
+from noise_search.nodes import NoiseSearchExtension
+from noise_search.nodes import verifiers as nodes
+from noise_search.verifiers import registry
 from noise_search.verifiers.base import VerifierError
 from noise_search.verifiers.clip import CLIPScore
 from safetensors.torch import save_file
@@ -53,12 +50,13 @@ class Toy:
 def models(tmp_path, monkeypatch):
     """An empty models/verifiers of our own, as the only one that ComfyUI knows, beside such folders of ComfyUI's."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    for name in (folders.FOLDER, *folders.HOST_FOLDERS):
+    ours = (folders.FOLDER, folders.HEADS, folders.REWARDS, *folders.HOST_FOLDERS)
+    for name in ours:
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(tmp_path / name)], set()))
         monkeypatch.delitem(folder_paths.filename_list_cache, name, raising=False)
         (tmp_path / name).mkdir()
     yield tmp_path / "verifiers"
-    for name in (folders.FOLDER, *folders.HOST_FOLDERS):
+    for name in ours:
         folder_paths.filename_list_cache.pop(name, None)
 
 
@@ -69,7 +67,7 @@ def tiny(models):
 
 
 def test_scores_like_the_plain_verifier(tiny):
-    hosted = load_clip_score("tiny")
+    hosted = load("clip_score", "tiny")
     images = tiny_clips.images(3)
     values = hosted.score(images, "a red circle")
     assert torch.equal(values, CLIPScore.load(tiny).score(images, ["a red circle"] * 3))
@@ -112,49 +110,90 @@ def test_equals_comfyuis_own_clip(models, quick_gelu):
         pixels = comfy.clip_vision.clip_preprocess(images, size=32, crop=True)
         expected = tiny_clips.cosine(image_tower(pixels)[2], text_tower(ids)[2])
     assert expected.std() > 0.02
-    values = load_clip_score("clip").score(images, prompts)[:, 0].double().numpy() / 100
+    values = load("clip_score", "clip").score(images, prompts)[:, 0].double().numpy() / 100
     assert abs(values - expected).max() <= 1e-5
 
 
 def test_two_loads_share_one_network(tiny):
-    first, second = load_clip_score("tiny"), load_clip_score("tiny")
+    first, second = load("clip_score", "tiny"), load("clip_score", "tiny")
     assert first.verifier.module is second.verifier.module and first.patcher is second.patcher
-    other = load_clip_score("tiny", "bf16")
+    other = load("clip_score", "tiny", "bf16")
     assert other.verifier.module is not first.verifier.module
 
 
 def test_a_replaced_file_is_loaded_again(tiny):
-    first = load_clip_score("tiny")
+    first = load("clip_score", "tiny")
     images = tiny_clips.images(2)
     before = first.score(images, "a red circle")
     time.sleep(0.02)
     tiny_clips.save_open_clip_folder(tiny, tiny_clips.open_clip_model(seed=1))
-    assert not torch.equal(load_clip_score("tiny").score(images, "a red circle"), before)
+    assert not torch.equal(load("clip_score", "tiny").score(images, "a red circle"), before)
 
 
-@pytest.mark.parametrize("name", ["clip_score", "pickscore", "hps", "imagereward", "aesthetic"])
-def test_an_entry_from_another_node_does_not_run_the_loader_every_time(name):
-    assert hosting.fingerprint(name, None) == ""
+FROM_FILES = [name for name, verifier in registry.DESCRIPTORS.items() if verifier.entry is not None]
 
 
-@pytest.mark.parametrize("name", ["CLIPScore", "PickScore", "HPS", "ImageReward", "Aesthetic"])
-def test_comfyuis_cache_is_told_of_a_replaced_file(tiny, name):
-    from noise_search.nodes import judges, loaders
+@pytest.mark.parametrize("name", FROM_FILES)
+class TestEveryLoader:
+    """The node of every verifier that reads files."""
 
-    node = getattr(loaders if name == "CLIPScore" else judges, name)
-    file, entry = tiny / "open_clip_model.safetensors", "tiny"
-    if name in ("ImageReward", "Aesthetic"):
-        entry = f"tiny/{file.name}"
-    inputs = {"head_name": entry, "clip_vision": None} if name == "Aesthetic" else {"model_name": entry}
-    before = node.fingerprint_inputs(**inputs)
-    assert node.fingerprint_inputs(**inputs) == before != ""
-    file.write_bytes(file.read_bytes() + b" ")
-    assert node.fingerprint_inputs(**inputs) != before
-    assert node.fingerprint_inputs(**dict.fromkeys(inputs, "gone")) == ""
+    @pytest.fixture
+    def node(self, name):
+        return nodes.LOADERS[name]
+
+    @pytest.fixture
+    def widget(self, name):
+        return registry.describe(name).entry.widget
+
+    def inputs(self, node, widget, entry):
+        return {item.id: None for item in node.define_schema().inputs} | {widget: entry}
+
+    def test_an_entry_from_another_node_does_not_run_it_every_time(self, node, widget):
+        assert node.fingerprint_inputs(**self.inputs(node, widget, None)) == ""
+        assert node.validate_inputs() is True
+
+    def test_comfyuis_cache_is_told_of_a_replaced_file(self, tiny, name, node, widget):
+        file = tiny / "open_clip_model.safetensors"
+        entry = "tiny" if registry.describe(name).entry.shelf == "clip" else f"tiny/{file.name}"
+        inputs = self.inputs(node, widget, entry)
+        before = node.fingerprint_inputs(**inputs)
+        assert node.fingerprint_inputs(**inputs) == before != ""
+        file.write_bytes(file.read_bytes() + b" ")
+        assert node.fingerprint_inputs(**inputs) != before
+
+    def test_comfyuis_cache_serves_nothing_for_a_file_that_is_gone(self, models, node, widget):
+        """ComfyUI runs a node whose fingerprint fails; any answer that stays the same would be served again."""
+        with pytest.raises(VerifierError, match="no .* 'gone' here"):
+            node.fingerprint_inputs(**self.inputs(node, widget, "gone"))
+
+    def test_it_says_what_to_get_before_anything_runs(self, models, name, node, widget):
+        said = node.validate_inputs(**{widget: "nothing.pt"})
+        files = registry.describe(name).entry.files
+        assert re.match("no .* 'nothing.pt' here. ", said) and files in said and "Nothing is downloaded" in said
+        assert isinstance(node.validate_inputs(**{widget: 5}), str)
+
+    def test_its_list_says_in_one_entry_that_nothing_is_there(self, models, node, widget):
+        [combo] = [item for item in node.define_schema().inputs if item.id == widget]
+        assert combo.options == [folders.NONE_FOUND]
+        assert "Nothing is downloaded." in combo.tooltip
+
+
+def test_what_comfyui_lists_first(models):
+    for name in ("a.pt", "hps.pt", "my_pickscore.pt", "image_reward.pt"):
+        (models / name).write_bytes(b"")
+    first = {name: hosting.choices(name)[0] for name in FROM_FILES}
+    wanted = {"hps": "hps.pt", "pickscore": "my_pickscore.pt", "imagereward": "image_reward.pt"}
+    assert first == dict.fromkeys(FROM_FILES, "a.pt") | wanted
+
+
+def test_every_verifier_has_its_node():
+    """`NODES` of nodes/verifiers.py has those that read files; one that reads none needs a node of its own."""
+    shown = {node.define_schema().node_id for node in asyncio.run(NoiseSearchExtension().get_node_list())}
+    assert {name for name, verifier in registry.DESCRIPTORS.items() if verifier.node not in shown} == set()
 
 
 def test_nothing_is_kept_when_the_last_user_goes(tiny):
-    hosted = load_clip_score("tiny")
+    hosted = load("clip_score", "tiny")
     hosted.score(tiny_clips.images(1), "a")
     module, count = weakref.ref(hosted.verifier.module), len(hosting._loaded)
     del hosted
@@ -218,7 +257,7 @@ def test_a_failed_load_leaves_nothing(tiny, models):
     path.write_bytes((tiny / "open_clip_model.safetensors").read_bytes()[:-100])
     loaded, known = len(mm.current_loaded_models), len(hosting._loaded)
     with pytest.raises(VerifierError, match="cut.safetensors"):
-        load_clip_score("cut.safetensors")
+        load("clip_score", "cut.safetensors")
     assert (len(mm.current_loaded_models), len(hosting._loaded)) == (loaded, known)
 
 
@@ -363,7 +402,7 @@ def test_an_empty_list_is_said_in_as_few_words_as_a_node_shows():
 
 def test_nothing_found_says_where_to_put_what(models):
     with pytest.raises(VerifierError) as raised:
-        load_clip_score(folders.NONE_FOUND)
+        load("clip_score", folders.NONE_FOUND)
     message = str(raised.value)
     for part in (str(models), "open_clip_model.safetensors", "laion/CLIP-ViT-B-32", "MIT", "Nothing is downloaded"):
         assert part in message
@@ -381,33 +420,11 @@ def test_a_workflow_made_when_there_was_none_is_told_to_choose(models, there, sa
     folder_paths.filename_list_cache.pop(folders.FOLDER, None)
     where = rf"Looked in .*{re.escape(str(models))} or .*clip_vision.*text_encoders"
     with pytest.raises(VerifierError, match=rf"^{said}.*\. {where}.*\. Nothing is downloaded"):
-        load_clip_score(name)
-
-
-@pytest.mark.parametrize(
-    ("node", "name", "files"),
-    [
-        ("CLIPScore", "model_name", "laion/CLIP-ViT-B-32"),
-        ("PickScore", "model_name", "yuvalkirstain/PickScore_v1"),
-        ("HPS", "model_name", "xswu/HPSv2"),
-        ("ImageReward", "model_name", "THUDM/ImageReward"),
-        ("Aesthetic", "head_name", "sac\\+logos"),
-    ],
-)
-def test_the_node_says_so_before_anything_runs(models, node, name, files):
-    from noise_search.nodes import judges, loaders
-
-    kind = getattr(loaders, node, None) or getattr(judges, node)
-    said = kind.validate_inputs(**{name: "nothing.pt"})
-    assert re.search(f"no .* 'nothing.pt' here. Put .*{files}.*Nothing is downloaded", said)
-    assert kind.validate_inputs() is True  # another node gives it
-    assert isinstance(kind.validate_inputs(**{name: 5}), str)
+        load("clip_score", name)
 
 
 def test_a_name_that_is_listed_passes(models, tiny):
-    from noise_search.nodes.loaders import CLIPScore
-
-    assert CLIPScore.validate_inputs("tiny") is True
+    assert nodes.CLIPScore.validate_inputs("tiny") is True
 
 
 @pytest.mark.parametrize(
@@ -416,12 +433,12 @@ def test_a_name_that_is_listed_passes(models, tiny):
 def test_only_listed_names_are_resolved(models, tiny, name):
     tiny_clips.save_open_clip_folder(models.parent / "outside")
     with pytest.raises(VerifierError, match="no CLIP model"):
-        load_clip_score(name)
+        load("clip_score", name)
 
 
 def test_a_misspelt_name_suggests_the_closest(tiny):
     with pytest.raises(VerifierError, match="no CLIP model 'tinny' here; did you mean 'tiny'\\? Looked in"):
-        load_clip_score("tinny")
+        load("clip_score", "tinny")
 
 
 def test_registering_twice_is_registering_once(models):
@@ -467,7 +484,7 @@ def test_a_file_with_one_tower_is_refused_with_the_reason(models):
         ("vae", "not a CLIP"),
     ):
         with pytest.raises(VerifierError, match=f"clip_vision/{name}.safetensors cannot be used: it .*{reason}"):
-            load_clip_score(f"clip_vision/{name}.safetensors")
+            load("clip_score", f"clip_vision/{name}.safetensors")
 
 
 def test_a_file_in_models_verifiers_goes_before_one_of_the_same_name(models):
@@ -483,10 +500,10 @@ def test_two_nodes_with_one_file_of_comfyuis_share_one_network(models, monkeypat
     path = models.parent / "clip_vision" / "ViT-tiny.safetensors"
     save_file(tiny_clips.open_clip_model().state_dict(), path)
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": tiny_clips.OPEN_CLIP_CONFIG})
-    score = load_clip_score("clip_vision/ViT-tiny.safetensors", architecture="tiny")
+    score = load("clip_score", "clip_vision/ViT-tiny.safetensors", architecture="tiny")
     monkeypatch.setattr("noise_search.verifiers.pickscore.PickScore.architecture", "tiny")
     monkeypatch.setattr("noise_search.verifiers.pickscore.PickScore.weights", 0)
-    pick = load_pickscore("clip_vision/ViT-tiny.safetensors")
+    pick = load("pickscore", "clip_vision/ViT-tiny.safetensors")
     assert pick.verifier.module is score.verifier.module and pick.patcher is score.patcher
 
 
@@ -516,9 +533,6 @@ def test_demo_verifier():
 
 
 def test_the_node(tiny):
-    from noise_search.nodes.loaders import CLIPScore as Node
-
-    assert Node.define_schema() is not None
-    result = Node.execute("tiny", "fp32", "")
+    result = nodes.CLIPScore.execute("tiny", "fp32", "")
     [hosted] = result.result if hasattr(result, "result") else SimpleNamespace(result=result).result
     assert isinstance(hosted, HostedVerifier)

@@ -175,7 +175,7 @@ class TestInComfyUI:
         import comfy.clip_vision
         import comfy.ops
         import comfy.utils
-        from noise_search.host.judging.hosted import load_hps
+        from noise_search.host.judging.hosted import load
 
         pictures = tiny_clips.images(4, 48, 30)
         shared = {"num_hidden_layers": 2, "hidden_act": "gelu", "num_attention_heads": 2}
@@ -197,36 +197,36 @@ class TestInComfyUI:
         with torch.no_grad():
             pixels = torch.stack([letterboxed(picture) for picture in pictures])
             expected = 100 * tiny_clips.cosine(image_tower(pixels)[2], text_tower(ids)[2])
-        values = load_hps("HPS_v2.1_compressed.pt", "fp32").score(pictures, PROMPTS)[:, 0].double().numpy()
+        values = load("hps", "HPS_v2.1_compressed.pt", "fp32").score(pictures, PROMPTS)[:, 0].double().numpy()
         assert expected.std() > 1 and np.abs(values - expected).max() <= RELATIVE * 100
 
     def test_the_node_gives_the_plain_score(self, checkpoint):
-        from noise_search.nodes.judges import HPS as Node
+        from noise_search.nodes.verifiers import LOADERS
 
         pictures = tiny_clips.images(2, 40, 32)
-        result = Node.execute("HPS_v2.1_compressed.pt", "fp32")
+        result = LOADERS["hps"].execute("HPS_v2.1_compressed.pt", "fp32")
         [hosted] = (result if hasattr(result, "result") else SimpleNamespace(result=result)).result
         assert hosted.members == ("HPS (HPS_v2.1_compressed)",)
         assert torch.equal(hosted.score(pictures, "a"), HPS.load(checkpoint).score(pictures, ["a", "a"]))
 
     def test_a_folders_version_stays_in_its_name(self, models, model):
-        from noise_search.host.judging.hosted import load_hps
+        from noise_search.host.judging.hosted import load
 
         tiny_clips.save_open_clip_folder(models / "HPS_v2.1", model, embed_dim=32)
-        assert load_hps("HPS_v2.1").members == ("HPS (HPS_v2.1)",)
+        assert load("hps", "HPS_v2.1").members == ("HPS (HPS_v2.1)",)
 
     def test_two_judges_of_one_file_share_one_network(self):
-        from noise_search.host.judging.hosted import load_clip_score, load_hps
+        from noise_search.host.judging.hosted import load
 
         name = "HPS_v2.1_compressed.pt"
-        first, second = load_hps(name), load_hps(name)
-        clip = load_clip_score(name, architecture=ARCHITECTURE)
+        first, second = load("hps", name), load("hps", name)
+        clip = load("clip_score", name, architecture=ARCHITECTURE)
         assert first is second and clip.patcher is first.patcher and clip.verifier.module is first.verifier.module
 
     def test_nan_is_refused_and_grey_and_transparent_are_read_as_rgb(self):
-        from noise_search.host.judging.hosted import load_hps
+        from noise_search.host.judging.hosted import load
 
-        hosted, pictures = load_hps("HPS_v2.1_compressed.pt"), tiny_clips.images(2, 40, 32)
+        hosted, pictures = load("hps", "HPS_v2.1_compressed.pt"), tiny_clips.images(2, 40, 32)
         transparent = torch.cat([pictures, torch.rand(2, 40, 32, 1)], dim=-1)
         assert torch.equal(hosted.score(transparent, "a"), hosted.score(pictures, "a"))
         grey = pictures[..., :1]
@@ -237,11 +237,11 @@ class TestInComfyUI:
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models, checkpoint):
         from noise_search.host.judging import folders
-        from noise_search.host.judging.hosted import load_hps
+        from noise_search.host.judging.hosted import load
 
         checkpoint.unlink()
         with pytest.raises(VerifierError) as raised:
-            load_hps(folders.NONE_FOUND)
+            load("hps", folders.NONE_FOUND)
         for part in (str(models), "HPS_v2.1_compressed.pt", "Apache-2.0", "1.97 GB", "Nothing is downloaded"):
             assert part in str(raised.value)
 
@@ -252,17 +252,17 @@ class TestInComfyUI:
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
         before = len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)
         with pytest.raises(VerifierError, match="cannot read .*HPS_v2.1_compressed.pt"):
-            hosting.load_hps(checkpoint.name)
+            hosting.load("hps", checkpoint.name)
         assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
 
     def test_another_clip_is_refused(self, models, model, monkeypatch):
-        from noise_search.host.judging.hosted import load_hps
+        from noise_search.host.judging.hosted import load
 
         monkeypatch.setattr(HPS, "weights", sum(parameter.numel() for parameter in model.parameters()))
-        assert load_hps("HPS_v2.1_compressed.pt")
+        assert load("hps", "HPS_v2.1_compressed.pt")
         tiny_clips.save_open_clip_folder(models / "ViT-L-14", embed_dim=16)
         with pytest.raises(VerifierError, match=r"ViT-L-14 is another model: .*HPS_v2\.1_compressed\.pt"):
-            load_hps("ViT-L-14")
+            load("hps", "ViT-L-14")
 
 
 def test_a_vit_h_14_has_as_many_weights_as_it_says():

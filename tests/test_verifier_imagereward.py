@@ -320,10 +320,10 @@ class TestInComfyUI:
             folder_paths.filename_list_cache.pop(folder, None)
 
     def test_the_node_gives_the_plain_score(self, checkpoint):
-        from noise_search.nodes.judges import ImageReward as Node
+        from noise_search.nodes.verifiers import LOADERS
 
         pictures = tiny_clips.images(2, 40, 32)
-        [hosted] = Node.execute("ImageReward/ImageReward.pt", "fp32").result
+        [hosted] = LOADERS["imagereward"].execute("ImageReward/ImageReward.pt", "fp32").result
         assert hosted.members == ("ImageReward",) and hosted.prompt_tokens == 35
         assert torch.equal(hosted.score(pictures, "a"), ImageReward.load(checkpoint).score(pictures, ["a", "a"]))
 
@@ -349,44 +349,44 @@ class TestInComfyUI:
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models):
         from noise_search.host.judging.folders import NONE_FOUND, reward_choices
-        from noise_search.host.judging.hosted import load_imagereward
+        from noise_search.host.judging.hosted import load
 
         assert reward_choices() == [NONE_FOUND]
         with pytest.raises(VerifierError) as raised:
-            load_imagereward(NONE_FOUND)
+            load("imagereward", NONE_FOUND)
         where = [str(models / folder) for folder in ("verifiers", "image_reward", "ImageReward")]
         for text in (*PUBLISHED, *where, "Nothing is downloaded"):
             assert text in str(raised.value)
 
     def test_two_loads_share_one_network(self, checkpoint):
-        from noise_search.host.judging.hosted import load_imagereward
+        from noise_search.host.judging.hosted import load
 
         name = "ImageReward/ImageReward.pt"
-        first, second = load_imagereward(name, "fp32"), load_imagereward(name, "fp32")
-        assert first is second and load_imagereward(name, "bf16").patcher is not first.patcher
+        first, second = load("imagereward", name, "fp32"), load("imagereward", name, "fp32")
+        assert first is second and load("imagereward", name, "bf16").patcher is not first.patcher
 
     def test_another_vocabulary_is_another_verifier(self, checkpoint):
-        from noise_search.host.judging.hosted import load_imagereward
+        from noise_search.host.judging.hosted import load
 
-        first = load_imagereward("ImageReward/ImageReward.pt")
+        first = load("imagereward", "ImageReward/ImageReward.pt")
         identity = first.identity()
         words = checkpoint.with_name("vocab.txt")
         words.write_bytes(words.read_bytes().replace(b"\nred\ngreen\n", b"\ncrimson\ngreen\n"))
-        second = load_imagereward("ImageReward/ImageReward.pt")
+        second = load("imagereward", "ImageReward/ImageReward.pt")
         assert second is not first and second.identity() != identity
 
     def test_clip_score_does_not_take_it_for_a_clip(self, checkpoint):
-        from noise_search.host.judging.hosted import load_clip_score, load_imagereward
+        from noise_search.host.judging.hosted import load
 
-        kept = load_imagereward("ImageReward/ImageReward.pt")
+        kept = load("imagereward", "ImageReward/ImageReward.pt")
         with pytest.raises(VerifierError, match="is not a complete CLIP"):
-            load_clip_score("ImageReward/ImageReward.pt")
+            load("clip_score", "ImageReward/ImageReward.pt")
         assert kept.patcher is not None
 
     def test_nan_is_refused_and_grey_and_transparent_are_read_as_rgb(self, checkpoint):
-        from noise_search.host.judging.hosted import load_imagereward
+        from noise_search.host.judging.hosted import load
 
-        hosted, pictures = load_imagereward("ImageReward/ImageReward.pt"), tiny_clips.images(2, 40, 32)
+        hosted, pictures = load("imagereward", "ImageReward/ImageReward.pt"), tiny_clips.images(2, 40, 32)
         transparent = torch.cat([pictures, torch.rand(2, 40, 32, 1)], dim=-1)
         assert torch.equal(hosted.score(transparent, "a"), hosted.score(pictures, "a"))
         grey = pictures[..., :1]
@@ -402,14 +402,14 @@ class TestInComfyUI:
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
         before = len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)
         with pytest.raises(VerifierError, match="cannot read .*ImageReward.pt"):
-            hosting.load_imagereward("ImageReward/ImageReward.pt")
+            hosting.load("imagereward", "ImageReward/ImageReward.pt")
         assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
 
     def test_unloading_leaves_nothing(self, checkpoint):
         import comfy.model_management as mm
         from noise_search.host.judging import hosted as hosting
 
-        hosted = hosting.load_imagereward("ImageReward/ImageReward.pt")
+        hosted = hosting.load("imagereward", "ImageReward/ImageReward.pt")
         hosted.score(tiny_clips.images(1), "a")
         module = weakref.ref(hosted.verifier.module)
         assert any(loaded.model is hosted.patcher for loaded in mm.current_loaded_models)

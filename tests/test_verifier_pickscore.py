@@ -184,31 +184,31 @@ class TestInComfyUI:
         folder_paths.filename_list_cache.pop(folders.FOLDER, None)
 
     def test_the_node_gives_the_plain_score(self, models, folder, pictures):
-        from noise_search.nodes.judges import PickScore as Node
+        from noise_search.nodes.verifiers import LOADERS
 
-        result = Node.execute("PickScore_v1", "fp32")
+        result = LOADERS["pickscore"].execute("PickScore_v1", "fp32")
         [hosted] = (result if hasattr(result, "result") else SimpleNamespace(result=result)).result
         values = hosted.score(pictures, "a red circle")
         assert torch.equal(values, PickScore.load(folder).score(pictures, ["a red circle"] * 4))
         assert hosted.members == ("PickScore (PickScore_v1)",)
 
     def test_two_judges_of_one_file_share_one_network(self, models, folder, pictures):
-        from noise_search.host.judging.hosted import load_clip_score, load_pickscore
+        from noise_search.host.judging.hosted import load
 
-        picks, clip = load_pickscore("PickScore_v1", "bf16"), load_clip_score("PickScore_v1", "bf16")
-        assert picks is load_pickscore("PickScore_v1", "bf16") and picks is not clip
+        picks, clip = load("pickscore", "PickScore_v1", "bf16"), load("clip_score", "PickScore_v1", "bf16")
+        assert picks is load("pickscore", "PickScore_v1", "bf16") and picks is not clip
         assert picks.patcher is clip.patcher and picks.verifier.module is clip.verifier.module
         # whoever loads it first, the factor is that of the file
         assert picks.verifier.factor == PickScore.load(folder).factor
-        assert load_pickscore("PickScore_v1", "fp32").patcher is not picks.patcher
+        assert load("pickscore", "PickScore_v1", "fp32").patcher is not picks.patcher
 
     def test_the_shared_network_goes_with_its_last_user(self, models, pictures):
         import gc
         import weakref
 
-        from noise_search.host.judging.hosted import load_clip_score, load_pickscore
+        from noise_search.host.judging.hosted import load
 
-        picks, clip = load_pickscore("PickScore_v1"), load_clip_score("PickScore_v1")
+        picks, clip = load("pickscore", "PickScore_v1"), load("clip_score", "PickScore_v1")
         module = weakref.ref(picks.verifier.module)
         before = picks.score(pictures, "a")
         del clip
@@ -219,9 +219,9 @@ class TestInComfyUI:
         assert module() is None
 
     def test_grey_and_transparent_pictures_are_scored_as_rgb(self, models, pictures):
-        from noise_search.host.judging.hosted import load_pickscore
+        from noise_search.host.judging.hosted import load
 
-        hosted = load_pickscore("PickScore_v1")
+        hosted = load("pickscore", "PickScore_v1")
         transparent = torch.cat([pictures, torch.rand(4, 40, 50, 1)], dim=-1)
         assert torch.equal(hosted.score(transparent, "a"), hosted.score(pictures, "a"))
         grey = pictures[..., :1]
@@ -237,11 +237,11 @@ class TestInComfyUI:
         import shutil
 
         from noise_search.host.judging import folders
-        from noise_search.host.judging.hosted import load_pickscore
+        from noise_search.host.judging.hosted import load
 
         shutil.rmtree(models / "PickScore_v1")
         with pytest.raises(VerifierError) as raised:
-            load_pickscore(folders.NONE_FOUND)
+            load("pickscore", folders.NONE_FOUND)
         for part in (str(models), "yuvalkirstain/PickScore_v1", "MIT", "3.94 GB", "Nothing is downloaded"):
             assert part in str(raised.value)
 
@@ -255,17 +255,17 @@ class TestInComfyUI:
         with pytest.raises(
             VerifierError, match="cannot read .*model.safetensors.*Put config.json and model.safetensors"
         ):
-            hosting.load_pickscore("PickScore_v1")
+            hosting.load("pickscore", "PickScore_v1")
         assert (len(mm.current_loaded_models), len(hosting._loaded), len(hosting._encoders)) == before
 
     @pytest.mark.parametrize("save", [tiny_clips.save_hf_clip_folder, tiny_clips.save_hf_siglip_folder])
     @pytest.mark.parametrize("shared", [False, True])
     def test_another_clip_is_refused_also_where_clip_score_uses_it(self, models, monkeypatch, save, shared):
-        from noise_search.host.judging.hosted import load_clip_score, load_pickscore
+        from noise_search.host.judging.hosted import load
 
         monkeypatch.setattr(PickScore, "weights", 986_109_441)
         save(models / "ViT-B-32")
-        used = load_clip_score("ViT-B-32") if shared else None
+        used = load("clip_score", "ViT-B-32") if shared else None
         with pytest.raises(VerifierError, match="ViT-B-32 is another model: .*PickScore is a ViT-H-14 .*PickScore_v1"):
-            load_pickscore("ViT-B-32")
+            load("pickscore", "ViT-B-32")
         del used

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import gelu, layer_norm, linear, multi_head_attention_forward, normalize
 
 from .base import VerifierError
+from .descriptor import Descriptor, Entry
 from .preprocess import Preprocess
 from .weights import content_hash, read_weights, tensors_hash
 
@@ -140,6 +141,16 @@ class Aesthetic:
             head = load_head(path)
         return cls(head, tower, label or Path(path).stem)
 
+    @classmethod
+    def resolve(cls, path: Path, architecture: str) -> tuple[Path, str]:
+        """Path and architecture, of which a head has none, as they are to be opened."""
+        return path, ""
+
+    @classmethod
+    def files(cls, path: Path) -> list[Path]:
+        """The files that `load` reads for a path."""
+        return [path]
+
     def identity(self) -> str:
         """SHA-256 of the head's weights, the tower's weights as they are in memory, and the preprocessing."""
         if not self._identity:
@@ -248,3 +259,20 @@ def _product(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch
     for next_weight, next_bias in layers[1:]:
         weight, bias = next_weight @ weight, next_weight @ bias + next_bias
     return weight, bias
+
+
+DESCRIPTOR = Descriptor(
+    id="aesthetic",
+    kind=Aesthetic,
+    node="NoiseSearchAesthetic",
+    title="Aesthetic Score",
+    description="Verifier: how much people like the look of an image, whatever the prompt: LAION v1, v2, V2.5.",
+    aliases=("verifier", "aesthetic", "laion", "siglip", "beauty"),
+    entry=Entry(
+        "head",
+        FILES,
+        widget="head_name",
+        tooltip="Put a head, such as sac+logos+ava1-l14-linearMSE.pth (LAION v2, Apache-2.0 licence), into "
+        "models/aesthetic or models/verifiers, then press R. Nothing is downloaded.",
+    ),
+)

@@ -8,7 +8,13 @@ import torch
 from torch.nn.functional import normalize
 
 from .clip_files import DualEncoder, load_dual_encoder
+from .descriptor import Descriptor, Entry
 from .network import NetworkVerifier
+
+FILES = (
+    "Put open_clip_config.json and open_clip_model.safetensors (MIT licence, 605 MB) of "
+    "huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K into a folder such as models/verifiers/ViT-B-32"
+)
 
 
 class CLIPScore(NetworkVerifier):
@@ -57,3 +63,21 @@ class CLIPScore(NetworkVerifier):
 
 def _unit(embedding: torch.Tensor) -> torch.Tensor:
     return normalize(embedding.detach()[0].to("cpu", torch.float32), dim=0)
+
+
+DESCRIPTOR = Descriptor(
+    id="clip_score",
+    kind=CLIPScore,
+    node="NoiseSearchCLIPScore",
+    title="CLIP Score",
+    description="Verifier: how well the image fits the prompt, as the cosine of their CLIP embeddings.",
+    aliases=("verifier", "clip", "siglip", "prompt alignment"),
+    entry=Entry(
+        "clip",
+        FILES,
+        tooltip="Put a CLIP or SigLIP with both towers into models/verifiers and press R: a folder of transformers or "
+        "open_clip, or one weight file. Files with both towers in models/clip_vision or models/text_encoders are "
+        "listed too. Nothing is downloaded.",
+        with_suffix=True,
+    ),
+)

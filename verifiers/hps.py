@@ -11,6 +11,7 @@ import torch
 from .base import VerifierError
 from .clip import CLIPScore
 from .clip_files import DualEncoder
+from .descriptor import Descriptor, Entry
 from .preprocess import CLIP_MEAN, CLIP_STD
 
 FILES = (
@@ -80,3 +81,14 @@ def _has_optimizer(path: Path) -> bool:
             return any(b"optimizer" in archive.read(name) for name in contents)
     except (zipfile.BadZipFile, OSError):
         return False  # damaged: reading the weights will say so
+
+
+DESCRIPTOR = Descriptor(
+    id="hps",
+    kind=HPS,
+    node="NoiseSearchHPS",
+    title="HPS v2",
+    description="Verifier: which image of the prompt people would prefer, as HPS v2 or v2.1 learned it.",
+    aliases=("verifier", "hps", "hpsv2", "human preference score", "reward"),
+    entry=Entry("clip", FILES, first="hps"),
+)

@@ -13,6 +13,7 @@ import torch
 
 from .aesthetic import Head, read_head
 from .base import VerifierError, require
+from .descriptor import Descriptor, Entry
 from .network import Network, NetworkVerifier
 from .preprocess import Preprocess
 from .weights import check_regular, difference, listed, read_weights
@@ -257,3 +258,15 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
         raise VerifierError(
             f"cannot read {path} as a vocabulary ({type(error).__name__}: {error}); download it again"
         ) from error
+
+
+DESCRIPTOR = Descriptor(
+    id="imagereward",
+    kind=ImageReward,
+    node="NoiseSearchImageReward",
+    title="ImageReward",
+    description="Verifier: how well people would rate the image as an answer to its prompt, as ImageReward learned it.",
+    aliases=("verifier", "image reward", "blip", "human preference", "reward"),
+    entry=Entry("reward", FILES, first="reward", also="models/image_reward and models/ImageReward will do too."),
+    computes="reward",
+)

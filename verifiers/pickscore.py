@@ -10,6 +10,7 @@ import torch
 from .base import VerifierError
 from .clip import CLIPScore
 from .clip_files import TRANSFORMERS_WEIGHTS, DualEncoder, has_tokenizer
+from .descriptor import Descriptor, Entry
 
 FILES = (
     "Put config.json and model.safetensors (MIT licence, 3.94 GB) of huggingface.co/yuvalkirstain/PickScore_v1, or "
@@ -63,3 +64,14 @@ class PickScore(CLIPScore):
 
     def _usual_range(self) -> tuple[float, float]:
         return 18.0, 24.0
+
+
+DESCRIPTOR = Descriptor(
+    id="pickscore",
+    kind=PickScore,
+    node="NoiseSearchPickScore",
+    title="PickScore",
+    description="Verifier: which image of the prompt people would pick, as PickScore v1 learned it.",
+    aliases=("verifier", "pick a pic", "human preference", "reward"),
+    entry=Entry("clip", FILES, first="pick"),
+)

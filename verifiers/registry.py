@@ -1,41 +1,51 @@
-"""The verifiers by name. Nothing is imported before it is used, so a missing package removes nothing."""
+"""The verifiers by name."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 from typing import Any
 
-from .base import VerifierError, install_command
+from . import aesthetic, clip, hps, imagereward, pickscore, vlm
+from .base import VerifierError
+from .descriptor import Descriptor
 
-# name -> "module:Class" in this package. Adding a verifier is one file and one line here.
-VERIFIERS = {
-    "aesthetic": "aesthetic:Aesthetic",
-    "clip_score": "clip:CLIPScore",
-    "hps": "hps:HPS",
-    "imagereward": "imagereward:ImageReward",
-    "pickscore": "pickscore:PickScore",
-    "vlm_grader": "vlm:VLMGrader",
-    "vqa_score": "vlm:VQAScore",
+# Adding a verifier is one file and one line here; tests name what else it lacks.
+DESCRIPTORS: dict[str, Descriptor] = {
+    one.id: one
+    for one in (
+        clip.DESCRIPTOR,
+        pickscore.DESCRIPTOR,
+        hps.DESCRIPTOR,
+        aesthetic.DESCRIPTOR,
+        imagereward.DESCRIPTOR,
+        vlm.VQA_SCORE,
+        vlm.GRADER,
+    )
 }
 
 
 def names() -> list[str]:
-    return sorted(VERIFIERS)
+    return sorted(DESCRIPTORS)
+
+
+def describe(name: str) -> Descriptor:
+    """What there is to know of a verifier. Raises VerifierError on an unknown name, with the closest known one."""
+    if name not in DESCRIPTORS:
+        close = difflib.get_close_matches(name, DESCRIPTORS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names())}"
+        raise VerifierError(f"unknown verifier {name!r}; {hint}")
+    return DESCRIPTORS[name]
+
+
+def files_table() -> str:
+    """What to get for each verifier, as the table in docs/verifiers.md."""
+    rows = [
+        f"| {one.title} | {f'{one.entry.files}.' if one.entry else 'It asks a vision-language model.'} |"
+        for one in DESCRIPTORS.values()
+    ]
+    return "\n".join(["| verifier | files |", "| --- | --- |", *rows])
 
 
 def get(name: str) -> Any:
-    """The class of a verifier. Raises VerifierError on an unknown name, with the closest known one."""
-    if name not in VERIFIERS:
-        close = difflib.get_close_matches(name, VERIFIERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names())}"
-        raise VerifierError(f"unknown verifier {name!r}; {hint}")
-    module, _, attribute = VERIFIERS[name].partition(":")
-    try:
-        return getattr(importlib.import_module(f".{module}", __package__), attribute)
-    except ImportError as error:
-        package = error.name or str(error)
-        raise VerifierError(
-            f"verifier {name!r} needs the Python package {package}, which cannot be imported ({error}); "
-            f"install it into ComfyUI's Python, in a terminal, and restart ComfyUI: `{install_command(package)}`"
-        ) from error
+    """The class of a verifier. Raises VerifierError on an unknown name."""
+    return describe(name).kind

@@ -17,6 +17,7 @@ from PIL import Image
 
 from .base import VerifierError
 from .console import logger
+from .descriptor import Descriptor
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 MAX_SIDE = 1024  # of an image as the model gets it: more costs tokens and tells a judge little
@@ -378,3 +379,22 @@ def _check(name: str, images: torch.Tensor, prompts: Sequence[str]) -> None:
         raise VerifierError(f"{name}: {len(images)} images for {len(prompts)} prompts")
     if not all(prompt.strip() for prompt in prompts):
         raise VerifierError(f"{name} judges an image by its prompt, and the prompt is empty: write one")
+
+
+VQA_SCORE = Descriptor(
+    id="vqa_score",
+    kind=VQAScore,
+    node="NoiseSearchVQAScore",
+    title="VQA Score",
+    description="Verifier: how sure a vision-language model is that the image shows the prompt.",
+    aliases=("verifier", "vqascore", "vlm", "prompt alignment", "yes no"),
+)
+GRADER = Descriptor(
+    id="vlm_grader",
+    kind=VLMGrader,
+    node="NoiseSearchVLMGrader",
+    title="VLM Grader",
+    description="Verifier: a vision-language model grades the image from 0 to 10, in five respects and overall. The "
+    "overall grade decides, the others are reported.",
+    aliases=("verifier", "llm grader", "vlm", "judge", "rate"),
+)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import folder_paths
 
 from ...verifiers.aesthetic import FILES as HEAD_FILES
 from ...verifiers.base import VerifierError
+from ...verifiers.clip import FILES as CLIP_FILES
 from ...verifiers.clip_files import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, lacking
 from ...verifiers.imagereward import FILES as REWARD_FILES
 from ...verifiers.transformers_vlm import FILES as VLM_FILES
@@ -25,10 +27,6 @@ LLM = "LLM"
 REWARDS = "image_reward"
 REWARD_FOLDERS = (REWARDS, "ImageReward")  # where other packs keep it
 NONE_FOUND = "(none found)"  # as long as a node of the usual width shows; saved workflows may have it with more words
-A_CLIP = (
-    "Put open_clip_config.json and open_clip_model.safetensors (MIT licence, 605 MB) of "
-    "huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K into a folder such as models/verifiers/ViT-B-32"
-)
 
 
 def register_folders() -> None:
@@ -40,22 +38,22 @@ def register_folders() -> None:
         folder_paths.add_model_folder_path(REWARDS, os.path.join(folder_paths.models_dir, folder))
 
 
-def checked(find: Callable[..., Path], name: str | None, **options: str) -> bool | str:
+def checked(find: Callable[..., Path], name: str | None, *files: str) -> bool | str:
     """For a node's `validate_inputs`: True, or why `find` has no file of this name. ComfyUI's own answer to a name that
     is not in the list would not say where to put which file. name: None where another node gives it."""
     try:
-        return name is None or bool(find(str(name), **options))
+        return name is None or bool(find(str(name), *files))
     except VerifierError as error:
         return str(error)
 
 
 def stamped(files: Callable[[str], Sequence[Path]], name: str | None) -> str:
     """For a node's `fingerprint_inputs`: changes when one of the `files` of an entry is replaced, where ComfyUI's cache
-    would go on with the old weights. "" where nothing can be found, of which loading tells. name: as in `checked`."""
-    try:
-        return "" if name is None else str(file_stamp(files(name)))
-    except (VerifierError, OSError):
-        return ""
+    would go on with the old weights. name: as in `checked`; "" for None.
+
+    Raises what `files` raises: ComfyUI then runs the loader, which tells the user. An answer that stays the same would
+    have the cache serve what was loaded before."""
+    return "" if name is None else str(file_stamp(files(name)))
 
 
 def clip_choices(first: str = "") -> list[str]:
@@ -66,10 +64,10 @@ def clip_choices(first: str = "") -> list[str]:
     the name, whatever its case. Never empty: with nothing found, the one entry says so, and choosing it raises an error
     that says where to put which file.
     """
-    return sorted(_found(), key=lambda name: (first not in name.lower(), name)) or [NONE_FOUND]
+    return _listed(_found(), first)
 
 
-def clip_model_path(name: str, files: str = A_CLIP) -> Path:
+def clip_model_path(name: str, files: str = CLIP_FILES) -> Path:
     """The file or folder of an entry of `clip_choices`. Raises VerifierError on any other name, `..` included.
 
     files: said when there is no model at all: the files to get, and their licence.
@@ -81,26 +79,26 @@ def clip_model_path(name: str, files: str = A_CLIP) -> Path:
     return _chosen(name, found, "CLIP model", (FOLDER, *HOST_FOLDERS), files)
 
 
-def head_choices() -> list[str]:
-    """The small weight files in `models/aesthetic` and `models/verifiers`, by path with forward slashes. Never empty,
-    as `clip_choices`."""
-    return sorted(_heads()) or [NONE_FOUND]
+def head_choices(first: str = "") -> list[str]:
+    """The small weight files in `models/aesthetic` and `models/verifiers`, by path with forward slashes; first and
+    empty as in `clip_choices`."""
+    return _listed(_heads(), first)
 
 
-def head_path(name: str) -> Path:
+def head_path(name: str, files: str = HEAD_FILES) -> Path:
     """The file of an entry of `head_choices`. Raises VerifierError on any other name, `..` included."""
-    return _chosen(name, _heads(), "aesthetic head", (HEADS, FOLDER), HEAD_FILES)
+    return _chosen(name, _heads(), "aesthetic head", (HEADS, FOLDER), files)
 
 
-def reward_choices() -> list[str]:
+def reward_choices(first: str = "reward") -> list[str]:
     """The weight files in `models/image_reward`, `models/ImageReward` and `models/verifiers`, by path with forward
-    slashes; first those with "reward" in the name. Never empty, as `clip_choices`."""
-    return sorted(_rewards(), key=lambda name: ("reward" not in name.lower(), name)) or [NONE_FOUND]
+    slashes; first and empty as in `clip_choices`."""
+    return _listed(_rewards(), first)
 
 
-def reward_path(name: str) -> Path:
+def reward_path(name: str, files: str = REWARD_FILES) -> Path:
     """The file of an entry of `reward_choices`. Raises VerifierError on any other name, `..` included."""
-    return _chosen(name, _rewards(), "ImageReward model", (FOLDER, REWARDS), REWARD_FILES)
+    return _chosen(name, _rewards(), "ImageReward model", (FOLDER, REWARDS), files)
 
 
 def clip_vision_files() -> list[Path]:
@@ -119,6 +117,26 @@ def vlm_choices() -> list[str]:
 def vlm_folder(name: str) -> Path:
     """The folder of an entry of `vlm_choices`. Raises VerifierError on any other name, `..` included."""
     return _chosen(name, _vlms(), "vision-language model", (LLM,), VLM_FILES)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What a widget lists, with the first of them in front, and the file or folder of what it lists."""
+
+    choices: Callable[[str], list[str]]
+    path: Callable[[str, str], Path]
+
+
+# By the name that a verifier's descriptor has for it.
+SHELVES = {
+    "clip": Shelf(clip_choices, clip_model_path),
+    "head": Shelf(head_choices, head_path),
+    "reward": Shelf(reward_choices, reward_path),
+}
+
+
+def _listed(found: dict[str, Path], first: str) -> list[str]:
+    return sorted(found, key=lambda name: (first not in name.lower(), name)) or [NONE_FOUND]
 
 
 def _vlms() -> dict[str, Path]:

@@ -15,12 +15,11 @@ from ...verifiers import registry
 from ...verifiers.aesthetic import POOLING, ImageTower
 from ...verifiers.base import Verifier, VerifierError
 from ...verifiers.clip_files import DualEncoder
-from ...verifiers.hps import FILES as HPS_FILES
-from ...verifiers.pickscore import FILES as PICKSCORE_FILES
+from ...verifiers.descriptor import Entry
 from ...verifiers.preprocess import Preprocess
 from ...verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
 from ..sampling.out_of_memory import is_oom
-from .folders import clip_model_path, clip_vision_files, head_path, reward_path, stamped
+from .folders import SHELVES, Shelf, checked, clip_vision_files, stamped
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -185,42 +184,48 @@ def resolve_dtype(precision: str, device: torch.device | None = None) -> torch.d
     return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
 
 
-def fingerprint(name: str, model_name: str | None) -> str:
-    """`folders.stamped` of a loader's entry. name: in the registry."""
-
-    def files(entry: str) -> list[Path]:
-        find = {"aesthetic": head_path, "imagereward": reward_path}.get(name, clip_model_path)
-        path, kind = find(entry), registry.get(name)
-        return kind.files(kind.resolve(path, "")[0]) if hasattr(kind, "files") else [path]
-
-    return stamped(files, model_name)
+def entry_of(name: str) -> tuple[Entry, Shelf]:
+    """The files of a verifier of the registry, and the shelf that they are on."""
+    described = registry.describe(name)
+    if described.entry is None:
+        raise VerifierError(f"{described.title} has no files of its own")
+    return described.entry, SHELVES[described.entry.shelf]
 
 
-def load_clip_score(model_name: str, precision: str = "auto", architecture: str = "") -> HostedVerifier:
-    """CLIP Score from an entry of `folders.clip_choices`. Two loads of one file share one network."""
-    return _shared("clip_score", clip_model_path(model_name), Path(model_name).name, precision, architecture.strip())
+def choices(name: str) -> list[str]:
+    """What the widget of a verifier lists."""
+    entry, shelf = entry_of(name)
+    return shelf.choices(entry.first)
 
 
-def load_pickscore(model_name: str, precision: str = "auto") -> HostedVerifier:
-    """PickScore from an entry of `folders.clip_choices`. Two loads of one file share one network."""
-    return _shared("pickscore", clip_model_path(model_name, PICKSCORE_FILES), _label(model_name), precision)
+def path_of(name: str, chosen: str) -> Path:
+    """The file or folder of one of `choices`. Raises VerifierError on any other."""
+    entry, shelf = entry_of(name)
+    return shelf.path(chosen, entry.files)
 
 
-def load_hps(model_name: str, precision: str = "auto") -> HostedVerifier:
-    """HPS v2 or v2.1 from an entry of `folders.clip_choices`. Two loads of one file share one network."""
-    return _shared("hps", clip_model_path(model_name, HPS_FILES), _label(model_name), precision)
+def check_choice(name: str, chosen: str | None) -> bool | str:
+    """`folders.checked` of what a loader's widget says. name: in the registry."""
+    entry, shelf = entry_of(name)
+    return checked(shelf.path, chosen, entry.files)
 
 
-def load_imagereward(model_name: str, precision: str = "auto") -> HostedVerifier:
-    """ImageReward from an entry of `folders.reward_choices`. Two loads of one file share one network."""
-    return _shared("imagereward", reward_path(model_name), _label(model_name), precision)
+def fingerprint(name: str, chosen: str | None) -> str:
+    """`folders.stamped` of what a loader's widget says. name: in the registry."""
+    kind = registry.get(name)
+    return stamped(lambda one: kind.files(kind.resolve(path_of(name, one), "")[0]), chosen)
+
+
+def load(name: str, chosen: str, precision: str = "auto", architecture: str = "") -> HostedVerifier:
+    """A verifier of the registry from one of its `choices`. Two loads of one file share one network."""
+    return _shared(name, path_of(name, chosen), _label(name, chosen), precision, architecture.strip())
 
 
 def load_aesthetic(clip_vision: Any, head_name: str) -> HostedVerifier:
-    """Aesthetic from an entry of `folders.head_choices` on a CLIP_VISION, whose network it shares."""
-    path = head_path(head_name)
+    """Aesthetic from one of its `choices` on a CLIP_VISION, whose network it shares."""
+    path = path_of("aesthetic", head_name)
     tower = image_tower(clip_vision)
-    verifier = registry.get("aesthetic").load(path, tower, _label(head_name))
+    verifier = registry.get("aesthetic").load(path, tower, _label("aesthetic", head_name))
     return HostedVerifier(verifier, patcher=clip_vision.patcher)
 
 
@@ -303,10 +308,10 @@ def _shared(
     return hosted
 
 
-def _label(name: str) -> str:
-    """The name of a file or folder, without the suffix of a weight file."""
-    path = Path(name)
-    return path.stem if path.suffix.lower() in WEIGHT_SUFFIXES else path.name
+def _label(name: str, chosen: str) -> str:
+    """The name of a file or folder, without the suffix of a weight file where the verifier is not called by it."""
+    path, entry = Path(chosen), entry_of(name)[0]
+    return path.stem if path.suffix.lower() in WEIGHT_SUFFIXES and not entry.with_suffix else path.name
 
 
 def _passes(error: Exception) -> bool:
