@@ -13,7 +13,7 @@ from unittest import mock
 
 import _pack
 
-sys.path.append(str(_pack.ROOT / "tests"))  # for the client
+sys.path.append(str(_pack.ROOT / "tests" / "support"))  # for the client
 from comfy_server import ComfyServer, Run
 
 SERVER_NODES = Path(__file__).resolve().parent / "server_nodes"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import _pack
 
-sys.path.append(str(_pack.ROOT / "tests"))
+sys.path.append(str(_pack.ROOT / "tests" / "support"))
 import fuzzing  # noqa: E402
 from noise_search.search.recipe import RecipeError, from_json, to_json  # noqa: E402
 

@@ -27,7 +27,7 @@ from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, comfyui_version, search
 from noise_search.search.recipe import Recipe
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # for the tiny models
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))  # for the tiny models
 
 import patches  # noqa: E402
 import tiny_models  # noqa: E402

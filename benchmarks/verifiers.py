@@ -27,7 +27,7 @@ import _pack
 import numpy as np
 import torch
 
-sys.path.append(str(_pack.ROOT / "tests"))  # the tiny checkpoints
+sys.path.append(str(_pack.ROOT / "tests" / "support"))  # the tiny checkpoints
 
 PAGE = _pack.ROOT / "docs" / "verifiers.md"
 SECTIONS = ("parity", "precision", "towers")

@@ -29,7 +29,8 @@ if comfy_root := os.environ.get("COMFYUI_PATH"):
     atexit.register(shutil.rmtree, user_folder, ignore_errors=True)
     folder_paths.set_user_directory(user_folder)
 
-sys.path.append(str(ROOT / "tests"))  # for what the tests share
+sys.path.append(str(ROOT / "tests" / "support"))  # what the tests share
+pytest.register_assert_rewrite("conformance_suite")
 
 # The same examples on every machine, and no deadline: a busy one is slow, not wrong.
 settings.register_profile("noise_search", deadline=None, derandomize=True, database=None)
@@ -57,6 +58,14 @@ def demo():
         encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
         positive, negative = encode("a red circle above a blue square"), encode("")
     return SimpleNamespace(model=model, clip=clip, vae=vae, positive=positive, negative=negative, encode=encode)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An evaluation store of the test's own."""
+    from noise_search.host.memory.store import Store
+
+    return Store(tmp_path / "store")
 
 
 class Brightness:

@@ -1,0 +1,34 @@
+"""The conformance suite of the searches on engines without ComfyUI."""
+
+import torch
+from conformance import UNTESTED, cases, replay_benchmark
+from conformance_suite import *  # noqa: F403
+from synthetic import SyntheticEngine, smooth, tilted, white
+
+
+def in_threes():
+    """An engine that likes to get three candidates at once."""
+    engine = SyntheticEngine(smooth, tilted, rows=2)
+    engine.chunk = 3
+    return engine
+
+
+def recorded():
+    rewards = torch.randn(50, 6, 2, generator=torch.Generator().manual_seed(0))
+    return replay_benchmark().ReplayEngine(rewards, ["first", "second"])
+
+
+CASES = cases(
+    {
+        "a smooth landscape": lambda: SyntheticEngine(smooth),
+        "a tilted landscape, 25 steps": lambda: SyntheticEngine(tilted, steps=25),
+        "white noise, batch of 3": lambda: SyntheticEngine(white, rows=3, steps=12),
+        "an ensemble": lambda: SyntheticEngine(smooth, tilted),
+        "an ensemble, batch of 3, 7 steps": lambda: SyntheticEngine(smooth, tilted, rows=3, steps=7),
+        "an ensemble, batch of 2, three at once": in_threes,
+    }
+) + cases({"recorded rewards": recorded}, only=("random",))
+
+
+def test_every_search_in_the_list_is_tested():
+    assert {kind.__name__ for kind in UNTESTED} == set()
