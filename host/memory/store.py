@@ -15,7 +15,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,53 +26,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...search.comparisons import Comparison
 from ...search.engine import Rendered
 from ...search.recipe import from_json, to_json
 from ...search.remember import Spent
 from ...verifiers.console import logger
+from . import tables
 
 FILE, SETTINGS = "evaluations.sqlite3", "settings.json"
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x4E6F6953  # "NoiS"
-BUSY_SECONDS = 5.0
 IMPATIENT_MS = 100  # once somebody kept the file locked for longer than that
 ROOM = 0.9  # of the limit: down to there small pictures go, so that not every candidate has to make room
 LOG_PAGES = 256  # that SQLite writes beside the file before it takes them over
 REOPENINGS = 3  # in one search: some network drives give a file another number each time
-SLICE, SLICE_PAGES, SLICE_PICTURES = 200, 2000, 8  # entries, pages and small pictures that are deleted at once
 SMALLEST_MB, LARGEST_MB = 16, 1_000_000
 MANY = 500  # searches listed
 TOGETHER = 6  # where an unwritten entry says whether it was sampled in a batch
-
-SCHEMA = f"""
-PRAGMA auto_vacuum = INCREMENTAL;
-PRAGMA journal_mode = WAL;
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS searches (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: a list in some window may be old
-    key TEXT NOT NULL UNIQUE,
-    prompt TEXT NOT NULL,
-    algorithm TEXT NOT NULL,
-    created REAL NOT NULL,
-    used REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS entries (
-    search INTEGER NOT NULL,
-    work TEXT NOT NULL,
-    session TEXT NOT NULL,
-    recipes TEXT,
-    "values" TEXT,
-    nfe INTEGER NOT NULL,
-    seconds TEXT NOT NULL,
-    together INTEGER NOT NULL DEFAULT 0,
-    bytes INTEGER NOT NULL,
-    thumbnails BLOB,
-    PRIMARY KEY (search, work)
-);
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
 
 T = TypeVar("T")
 log_to_console = logger(__name__)
@@ -131,7 +99,7 @@ class Store:
             raise StoreError(f"the settings cannot be written to {path}: {error}") from error
         if self.file.exists():
             with self._open() as connection:
-                _prune(connection, settings.limit_mb, keep="")
+                tables.prune(connection, settings.limit_mb, keep="")
         return settings
 
     def overview(self) -> dict[str, Any]:
@@ -143,7 +111,8 @@ class Store:
         try:
             with self._open() as connection:
                 rows = connection.execute(
-                    'SELECT id, prompt, algorithm, created, used, COUNT("values"), COALESCE(SUM(bytes), 0) '
+                    'SELECT id, prompt, algorithm, created, used, COUNT("values"), COALESCE(SUM(entries.bytes), 0) '
+                    "+ (SELECT COALESCE(SUM(bytes), 0) FROM comparisons WHERE search = searches.id) "
                     "FROM searches LEFT JOIN entries ON entries.search = searches.id "
                     "GROUP BY id ORDER BY used DESC LIMIT ?",
                     (MANY,),
@@ -161,7 +130,7 @@ class Store:
             known = [row[0] for row in connection.execute("SELECT id FROM searches")]
             wanted = None if ids is None else set(ids)
             doomed = [search for search in known if wanted is None or search in wanted]
-            _delete(connection, doomed)
+            tables.delete(connection, doomed)
         return len(doomed)
 
     @contextmanager
@@ -185,14 +154,10 @@ class Store:
     def connect(self) -> sqlite3.Connection:
         """Raises sqlite3.Error or OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(self.file, timeout=tables.BUSY_SECONDS, isolation_level=None)
         self.opened = _inode(self.file)
         try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                _create(connection)
-            elif version != SCHEMA_VERSION:
-                raise sqlite3.OperationalError(f"its format is {version}, of a newer Noise Search")
+            tables.prepare(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_PAGES * 4096}")
@@ -248,7 +213,7 @@ class StoredMemory:
 
     def __init__(self, store: Store, key: str, prompt: str, algorithm: str):
         self.store, self.key, self.algorithm = store, key, algorithm
-        self.prompt = prompt.encode("utf-8", "replace").decode()  # SQLite takes no lone surrogates
+        self.prompt = _storable(prompt)
         self.session = uuid.uuid4().hex
         self.problem = ""
         self.notes: list[str] = []
@@ -259,12 +224,13 @@ class StoredMemory:
         self.works: set[str] = set()
         self.left = 0
         self.unwritten: list[tuple] = []
+        self.unwritten_comparisons: list[tuple] = []
         self.limit_mb = store.settings().limit_mb
         self.connection: sqlite3.Connection | None = None
         self._try(self._begin, None)
 
     def close(self) -> None:
-        if self.unwritten and self.connection is not None:
+        if (self.unwritten or self.unwritten_comparisons) and self.connection is not None:
             self._try(self._be_patient, None)
             self._try(self._write, None)
         if self.written:
@@ -290,14 +256,30 @@ class StoredMemory:
     def keep_segment(self, work: str, spent: Spent) -> None:
         self._keep(work, None, None, spent.nfe, dict(spent.seconds))
 
+    def comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
+        """What this judge answered to this question about any two of these candidates, the oldest first."""
+        return self._try(lambda: self._comparisons(works, judge, question), [])
+
+    def keep_comparison(self, comparison: Comparison) -> None:
+        if self.full:
+            return
+        one = comparison
+        names = [_storable(one.judge), _storable(one.question), _digest(one.first), _digest(one.second)]
+        size = sum(map(len, names)) + 100
+        self.unwritten_comparisons.append((*names, float(one.answer), one.made, size))
+        self._try(self._write, None)
+
     def set_aside(self) -> int:
-        """Takes what earlier runs computed out of this search: it can still be listed, and is not used again. Returns
-        how many candidates that were."""
+        """Takes what earlier runs computed out of this search, with what was said of it: it can still be listed, and is
+        not used again. Returns how many candidates that were."""
         return self._try(lambda: self._set_aside("session != ?", self.session), 0)
 
     def set_aside_batches(self) -> int:
         """The same for what was sampled in batches, by whichever run."""
+        gone = {entry[0] for entry in self.unwritten if entry[TOGETHER]}
         self.unwritten = [entry for entry in self.unwritten if not entry[TOGETHER]]
+        kept = [one for one in self.unwritten_comparisons if gone.isdisjoint(one[2:4])]
+        self.unwritten_comparisons = kept
         return self._try(lambda: self._set_aside("together = ?", True), 0)
 
     # What may raise sqlite3.Error
@@ -318,7 +300,7 @@ class StoredMemory:
     def _begin(self) -> None:
         self.connection = self.store.connect()
         self.inode = self.store.opened
-        with _transaction(self._connection):
+        with tables.transaction(self._connection):
             self._search()
         self.log = _inode(Path(f"{self.store.file}-wal"))
         self._make_room()
@@ -375,6 +357,22 @@ class StoredMemory:
             log_to_console.info("Noise Search: a stored segment cannot be read (%s)", error)
             return None
 
+    def _comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
+        named = {_digest(work): work for work in works}
+        rows = self._connection.execute(
+            "SELECT first, second, answer, made FROM comparisons WHERE judge = ? AND question = ? "
+            "AND search = (SELECT id FROM searches WHERE key = ?) ORDER BY made, rowid",
+            (_storable(judge), _storable(question), self.key),
+        )
+        found = []
+        for first, second, answer, made in rows.fetchall():
+            if first in named and second in named:
+                try:
+                    found.append(Comparison(named[first], named[second], question, float(answer), judge, float(made)))
+                except (TypeError, ValueError) as error:  # whatever may be in it: it is asked again
+                    log_to_console.info("Noise Search: a stored comparison cannot be read (%s)", error)
+        return found
+
     def _keep(
         self,
         work: str,
@@ -396,16 +394,22 @@ class StoredMemory:
     def _write(self) -> None:
         """Writes what is not yet written: while the file is locked or the disk is full it collects here."""
         self._see_that_the_file_is_there()
-        with _transaction(self._connection):
+        with tables.transaction(self._connection):
             search = self._search()
             self._connection.executemany(
                 'INSERT OR REPLACE INTO entries (search, work, session, recipes, "values", nfe, seconds, together, '
                 "bytes, thumbnails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(search, *entry) for entry in self.unwritten],
             )
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO comparisons (search, judge, question, first, second, answer, made, bytes) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(search, *one) for one in self.unwritten_comparisons],
+            )
         self.works.update(entry[0] for entry in self.unwritten if entry[3] is not None)
         self.written += len(self.unwritten)
         self.unwritten.clear()
+        self.unwritten_comparisons.clear()
         if self.problem:
             self._be_patient()
             self.problem = ""
@@ -430,17 +434,17 @@ class StoredMemory:
         """Keeps to the limit: other searches go first, those not used for longest, then the small pictures of this one,
         the oldest first. Its scores stay, or it could not go on from where it ended; what does not fit after them is
         not remembered."""
-        _prune(self._connection, self.limit_mb, self.key)
+        tables.prune(self._connection, self.limit_mb, self.key)
         limit = self.limit_mb * 2**20
-        if _used_bytes(self._connection) <= limit:
+        if tables.used_bytes(self._connection) <= limit:
             return
         dropped = 0
-        while _used_bytes(self._connection) > ROOM * limit:
-            some = _drop_pictures(self._connection, self.key)
+        while tables.used_bytes(self._connection) > ROOM * limit:
+            some = tables.drop_pictures(self._connection, self.key)
             dropped += some
             if not some:
                 break
-        self.full = _used_bytes(self._connection) > limit
+        self.full = tables.used_bytes(self._connection) > limit
         if dropped or self.full:
             what = "candidates from here on are not remembered" if self.full else "the oldest have no small picture"
             text = (
@@ -451,10 +455,10 @@ class StoredMemory:
                 self.notes.append(text)
 
     def _be_patient(self) -> None:
-        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
+        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * tables.BUSY_SECONDS)}")
 
     def _set_aside(self, condition: str, value: Any) -> int:
-        with _transaction(self._connection):
+        with tables.transaction(self._connection):
             search, now = self._search(), time.time()
             aside = self._connection.execute(
                 "INSERT INTO searches (key, prompt, algorithm, created, used) VALUES (?, ?, ?, ?, ?)",
@@ -465,6 +469,12 @@ class StoredMemory:
             ).fetchall()
             self._connection.execute(
                 f"UPDATE entries SET search = ? WHERE search = ? AND {condition}", (aside, search, value)
+            )
+            moved = "(SELECT work FROM entries WHERE search = :aside)"
+            self._connection.execute(
+                "UPDATE comparisons SET search = :aside "
+                f"WHERE search = :search AND (first IN {moved} OR second IN {moved})",
+                {"aside": aside, "search": search},
             )
         return count
 
@@ -482,6 +492,7 @@ class StoredMemory:
             else:
                 self._drop_connection()  # before the file is renamed
                 self.unwritten.clear()
+                self.unwritten_comparisons.clear()
                 what = "Candidates are no longer remembered"
             self.problem = f"{what}: {self.store.explain(error)}."
             if self.problem != before:
@@ -542,91 +553,16 @@ def _may_pass(error: Exception) -> bool:
     return _is_locked(error) or any(word in str(error) for word in ("disk is full", "readonly"))
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    """Makes the tables, unless another server does so at this moment."""
-    patience = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.executescript(SCHEMA)
-            return
-        except sqlite3.OperationalError as error:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            if "locked" not in str(error) or time.monotonic() > patience:
-                raise
-            time.sleep(0.05)  # SQLite does not wait by itself while the journal mode changes
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with suppress(sqlite3.Error):  # a full disk has rolled back already
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _prune(connection: sqlite3.Connection, limit_mb: int, keep: str) -> None:
-    """Deletes the searches not used for longest until the rest fits; never the one with the key `keep`."""
-    while _used_bytes(connection) > limit_mb * 2**20:
-        oldest = connection.execute("SELECT id FROM searches WHERE key != ? ORDER BY used LIMIT 1", (keep,)).fetchall()
-        if not oldest:
-            return
-        _delete(connection, [row[0] for row in oldest])
-
-
-def _delete(connection: sqlite3.Connection, searches: list[int]) -> None:
-    """In slices, so that another server that writes does not wait for long."""
-    some = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE search = ? LIMIT ?)"
-    for search in searches:
-        with _transaction(connection):
-            connection.execute("DELETE FROM searches WHERE id = ?", (search,))
-        while connection.execute(some, (search, SLICE)).rowcount > 0:
-            pass
-    _give_back(connection)
-
-
-def _drop_pictures(connection: sqlite3.Connection, key: str) -> int:
-    """Deletes some small pictures of a search, the oldest first. Returns how many."""
-    with _transaction(connection):
-        count = connection.execute(
-            "UPDATE entries SET bytes = bytes - LENGTH(thumbnails), thumbnails = NULL WHERE rowid IN "
-            "(SELECT rowid FROM entries WHERE search = (SELECT id FROM searches WHERE key = ?) "
-            "AND thumbnails IS NOT NULL ORDER BY rowid LIMIT ?)",
-            (key, SLICE_PICTURES),
-        ).rowcount
-    _give_back(connection)
-    return count
-
-
-def _give_back(connection: sqlite3.Connection) -> None:
-    """Makes the file shorter by what is free in it."""
-    free, before = _free_pages(connection), 0
-    while free and free != before:
-        connection.execute(f"PRAGMA incremental_vacuum({SLICE_PAGES})").fetchall()
-        free, before = _free_pages(connection), free
-
-
-def _free_pages(connection: sqlite3.Connection) -> int:
-    return connection.execute("PRAGMA freelist_count").fetchone()[0]
-
-
-def _used_bytes(connection: sqlite3.Connection) -> int:
-    pages, free, size = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    return (pages - free) * size
-
-
 def _spent(nfe: Any, seconds: Any) -> Spent:
     """What an entry says that it took. Raises any error where that cannot be."""
     spent = Spent(int(nfe), {str(phase): float(value) for phase, value in json.loads(seconds).items()})
     if spent.nfe < 0 or not all(0 <= value < math.inf for value in spent.seconds.values()):
         raise ValueError(f"it cannot have taken {nfe} evaluations and {seconds!r:.80} seconds")
     return spent
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # SQLite takes no lone surrogates
 
 
 def _digest(work: str) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from noise_search.search.remember import Spent
 from remembered import Red
 
 STEPS, SEED, CANDIDATES = 6, 20, 6
+FIRST_VERSION = Path(__file__).resolve().parents[2] / "assets" / "store-v1.sqlite3"  # of the same search, 3 candidates
 ALGORITHMS = {
     "random": RandomSearch(),
     "zero-order": ZeroOrderSearch(),
@@ -115,6 +117,24 @@ def test_a_larger_search_goes_on_from_a_smaller(store, find, algorithm):
     larger, _ = find(store, algorithm, candidates=12)
     assert found(larger) == found(whole)
     assert larger.log.recalled
+
+
+def test_a_search_in_a_file_of_the_first_version_goes_on(store, find, tmp_path):
+    """What an older pack remembered, with the same content; the key of that machine is put in its place."""
+    other = Store(tmp_path / "other")
+    find(other, candidates=1)
+    with sqlite3.connect(other.file) as connection:
+        [(key,)] = connection.execute("SELECT key FROM searches")
+    store.folder.mkdir()
+    shutil.copy(FIRST_VERSION, store.file)
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE searches SET key = ? WHERE id = 1", (key,))
+    connection.close()
+    whole, _ = find(None)
+    larger, evaluated = find(store)
+    assert (larger.recipe, larger.log.warnings) == (whole.recipe, [])
+    assert [one.index for one in larger.log.recalled] == [0, 1, 2]
+    assert evaluated == (CANDIDATES - 3 + larger.log.best().recalled) * STEPS
 
 
 def test_batches_are_remembered_too(store, find):
@@ -342,7 +362,7 @@ def test_a_prompt_with_half_a_character_can_be_stored(store):
 
 
 def test_what_was_scored_during_a_lock_is_written_after_it(store, monkeypatch):
-    monkeypatch.setattr("noise_search.host.memory.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("noise_search.host.memory.tables.BUSY_SECONDS", 0.05)
     with store.memory("key") as memory:
         other = sqlite3.connect(store.file, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -355,7 +375,7 @@ def test_what_was_scored_during_a_lock_is_written_after_it(store, monkeypatch):
 
 
 def test_what_was_scored_during_a_lock_is_written_at_the_end(store, monkeypatch):
-    monkeypatch.setattr("noise_search.host.memory.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("noise_search.host.memory.tables.BUSY_SECONDS", 0.05)
     with store.memory("key") as memory:
         other = sqlite3.connect(store.file, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -366,7 +386,7 @@ def test_what_was_scored_during_a_lock_is_written_at_the_end(store, monkeypatch)
 
 
 def test_a_locked_file_is_reported_and_stays(store, find, monkeypatch):
-    monkeypatch.setattr("noise_search.host.memory.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("noise_search.host.memory.tables.BUSY_SECONDS", 0.05)
     first, _ = find(store)
     other = sqlite3.connect(store.file, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
