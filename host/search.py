@@ -14,11 +14,11 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ..search.aggregate import Aggregator
 from ..search.algorithms.random_search import RandomSearch
 from ..search.algorithms.replay import ReplayRecipe
 from ..search.algorithms.zero_order import ZeroOrderSearch
 from ..search.budget import Budget
+from ..search.judges import Judges, judges_of
 from ..search.log import Pool, SearchLog
 from ..search.recipe import METADATA, RECIPE, Recipe, portable, to_json
 from ..search.remember import RememberingEngine
@@ -40,8 +40,6 @@ from .graph.prompt_text import (
 )
 from .graph.prompt_words import has_system_text, is_empty, plain_text
 from .graph.travel import Winners
-from .judging.ensemble import cuts, noisy_members, usual_ranges
-from .judging.hosted import HostedVerifier
 from .memory.content import Content, files_behind, read_search
 from .memory.store import Store, StoredMemory
 from .pictures import as_saved, coarse
@@ -134,41 +132,39 @@ class SearchResult:
     text: str
 
 
-def verifier_prompt(text: str | None, verifier: HostedVerifier, graph: Graph, start: str) -> FoundPrompt:
+def verifier_prompt(text: str | None, judges: Judges, graph: Graph, start: str) -> FoundPrompt:
     """What the verifier is told, and where it came from: the text at the input `prompt`, or what stands behind `start`.
     Raises ValueError where there are no words in it, and PromptNotFound."""
     if text is not None and not is_empty(text):
         typed = graph.typed("prompt")
         words = plain_text(text, typed)
-        if not words and verifier.needs_prompt:
+        if not words and judges.needs_prompt:
             raise ValueError(
                 f"there are no words in 'prompt' ({text.strip()[:80]!r}), only what means something to the model, so "
                 "the verifier would judge by nothing: type what the image should show"
             )
         return FoundPrompt(words, "the prompt widget" if typed else "the text linked to 'prompt'", text)
-    if not verifier.needs_prompt:
+    if not judges.needs_prompt:
         return FoundPrompt("", "none needed")
     return find_prompt(
         graph.prompt or {}, str(graph.node_id), start, host_output_names, host_input_types, plain_text, host_is_own
     )
 
 
-def verifier_prompts(
-    texts: Sequence[str | None], verifier: HostedVerifier, graph: Graph, start: str
-) -> list[FoundPrompt]:
+def verifier_prompts(texts: Sequence[str | None], judges: Judges, graph: Graph, start: str) -> list[FoundPrompt]:
     """The same for a list of texts at `prompt`, one for each candidate or one for all. One without words has none, and
     whoever scores by it says which it is."""
     if len(texts) == 1 or all(map(is_empty, texts)):
-        return [verifier_prompt(texts[0], verifier, graph, start)]
+        return [verifier_prompt(texts[0], judges, graph, start)]
     typed = graph.typed("prompt")
     return [FoundPrompt(plain_text(text, typed), "the list at 'prompt'", text or "") for text in texts]
 
 
-def system_text_notes(told: Sequence[FoundPrompt], verifier: HostedVerifier) -> list[str]:
+def system_text_notes(told: Sequence[FoundPrompt], judges: Judges) -> list[str]:
     """That the verifier was not told a system text, where that text would have taken the place of the prompt."""
     texts = [one.whole for one in told if has_system_text(one.whole)]
     start = "The verifier was told only what comes after '<Prompt Start>': of the whole text"
-    return [f"{start} {sentence}" for sentence in cuts(verifier, texts)]
+    return [f"{start} {sentence}" for sentence in judges.cuts(texts)]
 
 
 def comfyui_version() -> str:
@@ -187,7 +183,7 @@ def host_info() -> dict[str, str]:
 def search(
     make_sampling: Callable[[], Sampling],
     vae: Any,
-    verifier: HostedVerifier,
+    verifier: Any,
     seed: int,
     candidates: int,
     typed_prompt: str | None,
@@ -202,10 +198,10 @@ def search(
 ) -> SearchResult:
     """A search worth `candidates` stock images, or less where `budget` says so.
 
-    algorithm: Random Search if left out. drop_bad: leave out candidates without a score (NaN images). store: where what
     is computed is kept, and looked up before it is computed. Raises ValueError on inputs that cannot be searched.
     """
-    told = verifier_prompt(typed_prompt, verifier, graph, prompt_behind)
+    judges = judges_of(verifier)
+    told = verifier_prompt(typed_prompt, judges, graph, prompt_behind)
     prompt, source = told.text, told.source
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", prompt, source)
     sampling = make_sampling()
@@ -221,8 +217,8 @@ def search(
         candidates, algorithm = 1, algorithm if isinstance(algorithm, ReplayRecipe) else RandomSearch()
     budget = replace(budget or Budget(), candidates=candidates)
     with finishable(graph.node_id) as finish:
-        job = _Job(sampling, vae, verifier, prompt, source, seed, top_k, graph, options or Options(), drop_bad, finish)
-        job.notes += system_text_notes([told], verifier) + cuts(verifier, [prompt])
+        job = _Job(sampling, vae, judges, prompt, source, seed, top_k, graph, options or Options(), drop_bad, finish)
+        job.notes += system_text_notes([told], judges) + judges.cuts([prompt])
         try:
             with ExitStack() as stack:
                 if store is not None:
@@ -267,7 +263,7 @@ class _Job:
 
     sampling: Sampling
     vae: Any
-    verifier: HostedVerifier
+    judges: Judges
     prompt: str
     source: str
     seed: int
@@ -306,7 +302,7 @@ class _Job:
         try:
             files = self.files if before else files_behind(self.graph.prompt, self.graph.node_id)
             self.files, frames = files, self.options.frames
-            return read_search(self.sampling, self.vae, self.verifier, self.prompt, frames, host_info(), files, before)
+            return read_search(self.sampling, self.vae, self.judges, self.prompt, frames, host_info(), files, before)
         except Exception as error:  # nodes of any pack may be behind it; a search must not fail for its memory
             after = " the next time" * (before is not None)
             self.not_kept = f"The candidates of this search are not remembered{after}: {error}"
@@ -422,7 +418,7 @@ class _Job:
         candidates = budget.candidates
         self.progress = SearchProgress(sampling, candidates, self.graph.node_id)
         engine = ComfyEngine(
-            sampling, self.vae, self.verifier, self.prompt, self.progress.step, candidates, self.options, self.finish
+            sampling, self.vae, self.judges, self.prompt, self.progress.step, candidates, self.options, self.finish
         )
         remembering = None if memory is None else RememberingEngine(engine, memory)
         limits = {key: value for key, value in asdict(budget).items() if value is not None}
@@ -430,12 +426,12 @@ class _Job:
         log = SearchLog(
             engine.members,
             engine.rows,
-            getattr(self.verifier, "aggregator", None) or Aggregator(),
+            self.judges.aggregator,
             algorithm=algorithm.name,
             settings={**settings, **algorithm.settings()},
             host=host_info(),
-            usual_ranges=usual_ranges(self.verifier),
-            noisy=noisy_members(self.verifier),
+            usual_ranges=self.judges.usual_ranges,
+            noisy=self.judges.noisy,
         )
         pool = Pool(log, keep=self.top_k)
         before, started = sampling.evaluations.rows, time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.judging.ensemble import COMBINE, VerifierEnsemble, gated
+from ..search.judges import COMBINE, combined, gated
 from . import types
 
 PLACES = 4
@@ -49,12 +49,12 @@ class Ensemble(types.Node):
 
     @classmethod
     def execute(cls, combine, failed_verifier=STOP, **places) -> io.NodeOutput:
-        judges = []
+        verifiers = []
         for place in range(1, PLACES + 1):
             verifier = places.get(f"verifier_{place}")
             if verifier is not None:
-                judges.append((verifier, places.get(f"weight_{place}", 1.0)))
-        return io.NodeOutput(VerifierEnsemble(judges, combine, failed_verifier == DROP))
+                verifiers.append((verifier, places.get(f"weight_{place}", 1.0)))
+        return io.NodeOutput(combined(verifiers, combine, failed_verifier == DROP))
 
 
 class Gate(types.Node):

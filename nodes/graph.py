@@ -10,6 +10,7 @@ from ..host.pictures import in_colour
 from ..host.progress import send_text
 from ..host.sampling.noise import RecipeNoise, candidates
 from ..host.search import Graph, system_text_notes, verifier_prompts
+from ..search.judges import judges_of
 from ..search.recipe import from_text
 from . import types
 
@@ -93,9 +94,10 @@ class VerifierScore(types.Node):
     @classmethod
     def execute(cls, image, verifier, prompt) -> io.NodeOutput:
         graph = Graph.of(cls.hidden)
-        told = verifier_prompts(prompt, verifier[0], graph, "image")
-        notes = system_text_notes(told, verifier[0])
-        scores = score_images(image, verifier[0], [one.text for one in told], notes)
+        judges = judges_of(verifier[0])
+        told = verifier_prompts(prompt, judges, graph, "image")
+        notes = system_text_notes(told, judges)
+        scores = score_images(image, judges, [one.text for one in told], notes)
         text = scores.summary()
         send_text(text, graph.node_id)
         batches = [ui.PreviewImage(in_colour(batch), cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]

@@ -197,7 +197,7 @@ class VLMGrader:
     needs_prompt = True
     prompt_tokens = None
     usual_range = (0.0, TOP_GRADE)
-    weights = (1.0, *(0.0 for name in CRITERIA if name != OVERALL))  # of the members, for the aggregator
+    member_weights = (1.0, *(0.0 for name in CRITERIA if name != OVERALL))
     repeatable = False  # one token that comes out otherwise changes the text after it
 
     def __init__(self, vlm: VLM, samples: int = 1, temperature: float = 0.7):

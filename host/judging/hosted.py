@@ -11,6 +11,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
+from ...search.judges import said
 from ...verifiers import registry
 from ...verifiers.aesthetic import POOLING, ImageTower
 from ...verifiers.base import Verifier, VerifierError
@@ -55,7 +56,7 @@ def _without_lone_parameters(module: torch.nn.Module) -> None:
 class HostedVerifier:
     """A verifier whose network ComfyUI loads and unloads. Higher is better.
 
-    members, needs_prompt, usual_range, prompt_tokens, identity: the verifier's own (`verifiers/base.py`).
+    What it says of itself is what `search/judges.py` reads: the verifier's own (`verifiers/base.py`).
     patcher: ComfyUI's handle on the network (its caches look for this name), None for a verifier without one. Verifiers
     of one network have one patcher. A network that ComfyUI itself built comes with its own, passed as `patcher`.
     """
@@ -66,7 +67,8 @@ class HostedVerifier:
         self.needs_prompt = bool(verifier.needs_prompt)
         self.usual_range = verifier.usual_range
         self.prompt_tokens = verifier.prompt_tokens
-        self.repeatable = getattr(verifier, "repeatable", True)
+        self.repeatable = said(verifier, "repeatable")
+        self.member_weights = said(verifier, "member_weights")
         self.whole = patcher is None  # our networks are not made of layers that ComfyUI can offload in parts
         self.patcher: Any = patcher
         if patcher is None and verifier.module is not None:
@@ -78,7 +80,7 @@ class HostedVerifier:
 
     def cut(self, prompt: str) -> str | None:
         """Where the verifier cuts a prompt that is too long, in a sentence; None if it reads all of it."""
-        own = getattr(self.verifier, "cut", None)
+        own = said(self.verifier, "cut")
         try:
             return own(prompt) if own is not None else None
         except Exception:  # scoring says what is wrong with it, where an ensemble may drop it
@@ -157,17 +159,27 @@ def check_images(images: Any) -> torch.Tensor:
     images = images.detach().to(torch.float32)
     images = (images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]).contiguous()
     for index, image in enumerate(images):
-        if not torch.isfinite(image).all():
-            raise ValueError(
-                f"image {index + 1} of {len(images)} contains NaN or infinite values and cannot be scored; a black or "
-                "broken decode often means that the VAE ran out of range: try a VAE in fp32 or bf16"
-            )
+        if is_broken([image]):
+            raise ValueError(broken(f"image {index + 1} of {len(images)}"))
     if whole_numbers or largest >= FAR_ABOVE_1:
         raise ValueError(
             f"images to score must be numbers from 0 to 1, found {numbers} up to {largest:g} in them; an image of 0 to "
             "255 must be divided by 255"
         )
     return images
+
+
+def is_broken(images: Sequence[torch.Tensor]) -> bool:
+    """Whether images have pixels that are not numbers: no score would mean anything."""
+    return not all(torch.isfinite(image).all() for image in images)
+
+
+def broken(name: str) -> str:
+    """What is wrong with such an image, for people."""
+    return (
+        f"{name} has pixels that are not numbers (NaN or infinity), often a model or VAE that overflows in fp16. "
+        f"Try ComfyUI's --fp32-vae or another model precision."
+    )
 
 
 def resolve_dtype(precision: str, device: torch.device | None = None) -> torch.dtype:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -13,12 +12,13 @@ import comfy.utils
 import torch
 
 from ...search.aggregate import Aggregator, check_values, order
+from ...search.judges import Judges, judges_of
 from ...verifiers.console import logger
 from ..graph.prompt_words import plain_text
-from ..sampling.engine import bad_pixels, join_rows, take_row
+from ..sampling.engine import join_rows, take_row
 from ..sampling.noise import RecipeNoise, recipes_of
-from .ensemble import Jury, cuts
-from .hosted import HostedVerifier, check_images
+from .hosted import broken, check_images, is_broken
+from .scorer import Scorer, Shown
 
 ACROSS = "These are scores of {count} different prompts, which cannot be compared with each other"
 log_to_console = logger(__name__)
@@ -65,7 +65,7 @@ class Scores:
 
 
 def score_images(
-    images: Sequence[torch.Tensor], verifier: HostedVerifier, prompts: Sequence[str], notes: Sequence[str] = ()
+    images: Sequence[torch.Tensor], verifier: Any, prompts: Sequence[str], notes: Sequence[str] = ()
 ) -> Scores:
     """Scores a list of image batches [B, H, W, C], each with its prompt (or all with the one prompt given).
 
@@ -74,35 +74,33 @@ def score_images(
     """
     if len(prompts) not in (1, len(images)):
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
-    _check_words(prompts, verifier)
-    rows, jury = images[0].shape[0], Jury(verifier)
+    judges = judges_of(verifier)
+    _check_words(prompts, judges)
+    rows, scorer = images[0].shape[0], Scorer(judges)
     for index, batch in enumerate(images):
         check_candidate(index, batch, rows)
     bar = comfy.utils.ProgressBar(len(images))
     values = []
     for index, batch in enumerate(images):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        prompt = prompts[index if len(prompts) > 1 else 0]
-        # one image at a time (below), so that a candidate's score never depends on what else is in its batch
-        score = partial(_score_rows, batch, prompt)
-        scored = torch.cat([jury.ask(number, rows, partial(score, judge)) for number, judge in jury.seats()], dim=1)
-        values.append(check_values(scored, verifier.members, rows, index, jury.failed))
+        [scored] = scorer.score_all([Shown(batch.split(1), prompts[index if len(prompts) > 1 else 0])])
+        values.append(check_values(scored.values, judges.members, rows, index, scorer.failed))
         bar.update_absolute(index + 1)
-    aggregator = getattr(verifier, "aggregator", None) or Aggregator()
-    if jury.failed:
-        aggregator = aggregator.without(jury.failed, len(verifier.members))
-    warnings = tuple(f"Dropped, for all images: {cause}" for cause in dict.fromkeys(jury.failed.values()))
-    decided = any(judge.verifier.needs_prompt for judge in jury.deciding.values())
+    aggregator = judges.aggregator
+    if scorer.failed:
+        aggregator = aggregator.without(scorer.failed, len(judges.members))
+    warnings = tuple(f"Dropped, for all images: {cause}" for cause in dict.fromkeys(scorer.failed.values()))
+    decided = any(judge.needs_prompt for judge in scorer.deciding.values())
     judged_by = tuple(prompts) if decided else ()
     if len(set(judged_by)) > 1:
         warnings += (f"{ACROSS.format(count=len(set(judged_by)))}.",)
-    warnings += (*notes, *cuts(verifier, prompts if verifier.needs_prompt else ()))
-    return Scores(tuple(verifier.members), torch.stack(values), aggregator, warnings, judged_by)
+    warnings += (*notes, *judges.cuts(prompts if judges.needs_prompt else ()))
+    return Scores(judges.members, torch.stack(values), aggregator, warnings, judged_by)
 
 
-def _check_words(prompts: Sequence[str | None], verifier: HostedVerifier) -> None:
+def _check_words(prompts: Sequence[str | None], judges: Judges) -> None:
     """Raises ValueError, naming the candidate, where a verifier would judge by nothing."""
-    if not verifier.needs_prompt:
+    if not judges.needs_prompt:
         return
     for index, prompt in enumerate(prompts):
         if not plain_text(prompt, typed=True):
@@ -121,16 +119,12 @@ def check_candidate(index: int, images: torch.Tensor, rows: int) -> None:
             f"candidate {index} has {images.shape[0]} images and candidate 0 has {rows}: "
             f"every candidate needs the same number of images to be compared"
         )
-    if problem := bad_pixels([images], f"candidate {index}"):
-        raise ValueError(problem)
+    if is_broken([images]):
+        raise ValueError(broken(f"candidate {index}"))
     try:
         check_images(images)
     except ValueError as error:
         raise ValueError(f"candidate {index}: {error}") from None
-
-
-def _score_rows(batch: torch.Tensor, prompt: str, verifier: HostedVerifier) -> torch.Tensor:
-    return torch.cat([verifier.score(image, [prompt]) for image in batch.split(1)])
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from comfy_execution.utils import get_executing_context
 from torch.overrides import TorchFunctionMode
 
-from ...search.aggregate import Aggregator
+from ...search.judges import said
 from ...verifiers import registry
-from ...verifiers.base import Verifier, VerifierError
+from ...verifiers.base import VerifierError
 from ...verifiers.openai_endpoint import Endpoint
 from ...verifiers.transformers_vlm import ANSWER_TOKENS, FolderVLM, model_files
 from ...verifiers.vlm import QUESTION, VLM, WORDS, Ask, first_words, picture, says
@@ -32,12 +32,7 @@ EYES = (
 
 
 class HostedJudge(HostedVerifier):
-    """A verifier that asks a vision-language model. Of the grader's members the overall grade decides."""
-
-    def __init__(self, verifier: Verifier, patcher: Any = None):
-        super().__init__(verifier, patcher=patcher)
-        weights = getattr(verifier, "weights", None)
-        self.aggregator = Aggregator(weights=weights) if weights else None
+    """A verifier that asks a vision-language model."""
 
     def _called(self) -> str:
         return self.members[0]  # the others are its parts
@@ -197,9 +192,9 @@ def load_endpoint(
 
 def load_vqa_score(vlm: VLM, question: str = QUESTION) -> HostedJudge:
     """VQA Score."""
-    return HostedJudge(registry.get("vqa_score")(vlm, question.strip() or QUESTION), getattr(vlm, "patcher", None))
+    return HostedJudge(registry.get("vqa_score")(vlm, question.strip() or QUESTION), patcher=said(vlm, "patcher"))
 
 
 def load_vlm_grader(vlm: VLM, samples: int = 1, temperature: float = 0.7) -> HostedJudge:
     """VLM Grader."""
-    return HostedJudge(registry.get("vlm_grader")(vlm, samples, temperature), getattr(vlm, "patcher", None))
+    return HostedJudge(registry.get("vlm_grader")(vlm, samples, temperature), patcher=said(vlm, "patcher"))

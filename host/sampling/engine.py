@@ -14,8 +14,9 @@ import comfy.model_management as mm
 import torch
 
 from ...search.engine import Recipes, Rendered, State
-from ..judging.ensemble import Jury
-from ..judging.hosted import HostedVerifier
+from ...search.judges import judges_of
+from ..judging.hosted import broken, is_broken
+from ..judging.scorer import Scored, Scorer, Shown
 from ..pictures import in_colour
 from .batching import Batches, Sampled
 from .out_of_memory import with_memory
@@ -64,18 +65,11 @@ class Books:
 
 @dataclass(frozen=True)
 class Decoded:
-    """images: one [frames, H, W, C] per row."""
+    """images: one [frames, H, W, C] per row. broken: whether they have pixels that are no numbers."""
 
     images: list[torch.Tensor]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Scored:
-    """values: [rows, members]."""
-
-    values: torch.Tensor
-    seconds: float
+    broken: bool
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class ComfyEngine:
         self,
         sampling: Sampling,
         vae: Any,
-        verifier: HostedVerifier,
+        verifier: Any,
         prompt: str,
         on_step: Callable | None = None,
         candidates: int = 1,
@@ -107,17 +101,17 @@ class ComfyEngine:
     ):
         self.sampling = sampling
         self.vae = vae
-        self.verifier = verifier
+        self.judges = judges_of(verifier)
         self.prompt = prompt
         self.on_step = on_step
         self.options = options or Options()
-        self.jury = Jury(verifier)
-        self.members = tuple(verifier.members)
+        self.scorer = Scorer(self.judges, self.options.frames)
+        self.members = self.judges.members
         self.rows = sampling.rows
         self.books = Books(sampling.evaluations.rows)
         self.finish = finish
         self.batches = Batches(sampling, self.options.batch_size, candidates, finish)
-        self.swaps = must_swap(sampling.model, vae, verifier)
+        self.swaps = must_swap(sampling.model, vae, self.judges)
         self.image_bytes = 0  # of one decoded candidate
 
     @property
@@ -235,31 +229,18 @@ class ComfyEngine:
         latent = sampled.denoised if self.sampling.leaves_noise else sampled.latent
         start = time.perf_counter()
         images = with_memory(lambda: decode(self.vae, latent), "decoding")
-        decoded = Decoded(split(images, self.rows), time.perf_counter() - start)
+        decoded = Decoded(split(images, self.rows), time.perf_counter() - start, is_broken([images]))
         self.books.add("decode", decoded.seconds)
         self.image_bytes = sum(image.numel() * image.element_size() for image in decoded.images)
         return decoded
 
     def _score_all(self, decoded: Sequence[Decoded]) -> list[Scored]:
-        """Scores several candidates, verifier by verifier, so that each network of an ensemble is loaded once."""
-        values: list[list[torch.Tensor]] = [[] for _ in decoded]
-        seconds = [0.0] * len(decoded)
-        for number, judge in self.jury.seats():
-            for index, one in enumerate(decoded):
-                start = time.perf_counter()
-                if bad_pixels(one.images, "") is None:
-                    values[index].append(self.jury.ask(number, self.rows, partial(self._judge_all, one.images, judge)))
-                seconds[index] += time.perf_counter() - start
-                self.books.add("score", time.perf_counter() - start)
-        blank = torch.zeros(self.rows, len(self.members))
-        return [
-            Scored(torch.cat(columns, dim=1) if columns else blank, spent)
-            for columns, spent in zip(values, seconds, strict=True)
-        ]
+        shown = [Shown(one.images, self.prompt, one.broken) for one in decoded]
+        return self.scorer.score_all(shown, partial(self.books.add, "score"))
 
     def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded, scored: Scored | None = None) -> Rendered:
         """Scores one decoded candidate. One whose pixels are no numbers is answered with what is wrong with it."""
-        error = bad_pixels(decoded.images, f"the image of seed {recipes[0].seed}")
+        error = broken(f"the image of seed {recipes[0].seed}") if decoded.broken else None
         if scored is None:
             [scored] = self._score_all([decoded])
         seconds = {"sample": sampled.seconds, "decode": decoded.seconds, "score": scored.seconds}
@@ -279,19 +260,8 @@ class ComfyEngine:
             thumbnails=thumbnails(images) if error is None else None,
             together=sampled.together,
             error=error,
-            failed=self.jury.failed,
+            failed=self.scorer.failed,
         )
-
-    def _judge_all(self, images: Sequence[torch.Tensor], verifier: Any) -> torch.Tensor:
-        return torch.stack([self.judge(image, verifier) for image in images])
-
-    def judge(self, frames: torch.Tensor, verifier: Any = None) -> torch.Tensor:
-        """Values [members] of one image, or the mean over evenly spaced frames of one video. frames: [F, H, W, C]."""
-        verifier = verifier or self.verifier
-        picks = torch.linspace(0, len(frames) - 1, min(len(frames), self.options.frames)).round().long()
-        frames = frames[picks.to(frames.device)]
-        score = lambda: verifier.score(frames, [self.prompt] * len(frames))  # noqa: E731
-        return with_memory(score, "scoring").mean(dim=0)
 
 
 def must_swap(*networks: Any) -> bool:
@@ -323,16 +293,6 @@ def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
             "3]. Connect the VAE of the image or video model."
         )
     return in_colour(images.reshape(-1, *images.shape[-3:]) if images.ndim == 5 else images)
-
-
-def bad_pixels(images: Sequence[torch.Tensor], name: str) -> str | None:
-    """What is wrong with images whose pixels are not all numbers: no score would mean anything."""
-    if all(torch.isfinite(image).all() for image in images):
-        return None
-    return (
-        f"{name} has pixels that are not numbers (NaN or infinity), often a model or VAE that overflows in fp16. "
-        f"Try ComfyUI's --fp32-vae or another model precision."
-    )
 
 
 def split(images: torch.Tensor, rows: int) -> list[torch.Tensor]:

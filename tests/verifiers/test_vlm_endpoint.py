@@ -171,7 +171,7 @@ def test_columns_are_the_overall_grade_and_then_the_criteria(serve):
     grader = VLMGrader(endpoint(serve(lambda request: answer(text))))
     assert grader.score(shades(1), ["a cat"]).tolist() == [[9.0, 1.0, 2.0, 9.0, 4.5, 9.0]]
     assert grader.members[0] == "VLM Grader (tiny)" and grader.members[1].endswith("accuracy")
-    assert grader.weights == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert grader.member_weights == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 FORM = _grading_text("a cat").split("nothing else:\n")[1]

@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("comfy")
 
-from noise_search.host.judging.ensemble import VerifierEnsemble, cuts, gated
 from noise_search.host.judging.hosted import load_demo_verifier
 from noise_search.host.judging.selection import Scores, score_images, select
 from noise_search.host.sampling.noise import NearNoise, RecipeNoise, candidates
 from noise_search.nodes.graph import VerifierScore
+from noise_search.search.judges import combined, gated, judges_of
 from noise_search.search.recipe import Recipe, Rotate
 
 
@@ -108,7 +108,7 @@ class Reader:
 @pytest.mark.parametrize("nothing", ["", "  \n", None, "embedding:x", ","])
 def test_a_blank_line_in_a_list_of_prompts_names_its_candidate(nothing, brightness):
     prompts = ["a cat", nothing, "a dog"]
-    ensemble = VerifierEnsemble([(brightness, 1.0), (Reader(), 0.0)])
+    ensemble = combined([(brightness, 1.0), (Reader(), 0.0)])
     for verifier in (Reader(), ensemble, gated(Reader(), 0.5)):
         with pytest.raises(ValueError, match="candidate 1 of the list at 'prompt' has no words to judge the image by"):
             score_images([picture(0.5)] * 3, verifier, prompts)
@@ -120,13 +120,13 @@ def test_a_blank_line_in_a_list_of_prompts_names_its_candidate(nothing, brightne
 def test_there_is_no_best_among_images_of_different_prompts(brightness):
     images = [picture(value) for value in (0.25, 0.5, 0.75)]
     prompts = ["a cat", "a dog", "a cat"]
-    decides = VerifierEnsemble([(Reader(), 1.0), (brightness, 1.0)])
+    decides = combined([(Reader(), 1.0), (brightness, 1.0)])
     for verifier in (Reader(), decides):
         scored = score_images(images, verifier, prompts)
         assert "2 different prompts, which cannot be compared" in scored.summary()
         with pytest.raises(ValueError, match="2 different prompts.*'a cat' and 'a dog'.*each prompt a Verifier Score"):
             select(scored, 1, images)
-    reports = VerifierEnsemble([(Reader(), 0.0), (brightness, 1.0)])
+    reports = combined([(Reader(), 0.0), (brightness, 1.0)])
     for verifier in (brightness, reports):
         scored = score_images(images, verifier, prompts)
         assert select(scored, 1, images).indices == [2] and "prompts" not in scored.summary()
@@ -135,13 +135,13 @@ def test_there_is_no_best_among_images_of_different_prompts(brightness):
 
 def test_a_prompt_that_is_cut_is_told_once_through_ensembles_and_gates():
     long, demo = "a red circle above a blue square " * 5, load_demo_verifier()
-    both = VerifierEnsemble([(gated(demo, 0.0), 1.0), (demo, 0.0), (Reader(), 1.0)])
+    both = combined([(gated(demo, 0.0), 1.0), (demo, 0.0), (Reader(), 1.0)])
     said = "reads the first 16 of 37 tokens of the prompt, up to '...above a blue square'; the rest is cut off"
     for verifier in (demo, gated(demo, 0.0), both):
         scored = score_images([torch.rand(1, 8, 8, 3)] * 3, verifier, [long])
         assert scored.warnings == (f"{demo.members[0]} {said}",) and said in scored.summary()
     assert not score_images([torch.rand(1, 8, 8, 3)], demo, ["a red circle"]).warnings
-    assert cuts(demo, ["red " * count for count in range(40)])[-1] == "and 17 more like this"
+    assert judges_of(demo).cuts(["red " * count for count in range(40)])[-1] == "and 17 more like this"
 
 
 def test_k_beyond_n_says_how_many_there_are():

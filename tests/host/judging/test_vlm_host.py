@@ -16,12 +16,12 @@ import tiny_encoders
 import tiny_vlms
 from noise_search.host.judging import folders
 from noise_search.host.judging import vlm as hosting
-from noise_search.host.judging.ensemble import VerifierEnsemble
 from noise_search.host.judging.folders import vlm_choices
 from noise_search.host.judging.selection import score_images
 from noise_search.host.judging.vlm import ClipVLM, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import Graph, search
+from noise_search.search.judges import combined
 from noise_search.verifiers.base import VerifierError
 from noise_search.verifiers.transformers_vlm import FolderVLM
 from noise_search.verifiers.vlm import Ask, VQAScore
@@ -109,7 +109,9 @@ def test_comfyuis_cache_is_told_of_a_replaced_model(tiny, nodes):
     before = told("maker/tiny")
     tiny_vlms.save_vlm(tiny, seed=1)
     assert told("maker/tiny") == told("maker/tiny") != before
-    assert told(None) == told("maker/other") == ""
+    assert told(None) == ""
+    with pytest.raises(VerifierError, match="no vision-language model 'maker/other' here"):
+        told("maker/other")
 
 
 def test_nothing_stays_when_the_judge_goes(tiny):
@@ -157,13 +159,13 @@ def test_the_overall_grade_decides_and_the_others_are_reported(server):
 
 def test_in_an_ensemble_the_criteria_still_only_report(server):
     vlm = load_endpoint(server.url, "tiny")
-    ensemble = VerifierEnsemble([(load_vqa_score(vlm), 1.0), (load_vlm_grader(vlm), 2.0)])
+    ensemble = combined([(load_vqa_score(vlm), 1.0), (load_vlm_grader(vlm), 2.0)])
     assert ensemble.aggregator.weights == (1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_vqa_score_has_one_column(tiny):
     hosted = load_vqa_score(load_vlm_folder("maker/tiny"))
-    assert hosted.members == ("VQA Score (tiny)",) and hosted.aggregator is None
+    assert hosted.members == ("VQA Score (tiny)",) and hosted.member_weights is None
 
 
 # The endpoint

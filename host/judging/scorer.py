@@ -1,0 +1,121 @@
+"""The one way in which pictures are scored, for the fused search and for Verifier Score."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ...search.judges import Judge, Judges
+from ...verifiers.base import VerifierError
+from ...verifiers.console import logger
+from ..sampling.out_of_memory import with_memory
+
+log_to_console = logger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A candidate for the judges: one [frames, H, W, C] per row, and the prompt. broken: whether pixels are no
+    numbers, so that no score would mean anything."""
+
+    rows: Sequence[torch.Tensor]
+    prompt: str
+    broken: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """values: float32 [rows, members], NaN where a judge was dropped, 0 for what is broken."""
+
+    values: torch.Tensor
+    seconds: float
+
+
+class Scorer:
+    """The judges of one search at work, and which of them have failed and are left out since.
+
+    frames: of a video that they look at, evenly spread; the value is the mean over them.
+    """
+
+    def __init__(self, judges: Judges, frames: int = 1):
+        self.judges = judges
+        self.frames = frames
+        self._causes: dict[int, str] = {}  # by judge
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """The members that are left out, by column, each with what happened."""
+        causes = [self._causes.get(number) for number, judge in enumerate(self.judges.judges) for _ in judge.members]
+        return {column: cause for column, cause in enumerate(causes) if cause is not None}
+
+    @property
+    def deciding(self) -> dict[int, Judge]:
+        """The judges that decide and have not failed, by number."""
+        judges = enumerate(self.judges.judges)
+        return {number: judge for number, judge in judges if any(judge.weights) and number not in self._causes}
+
+    def score_all(
+        self, candidates: Sequence[Shown], spent: Callable[[float], None] = lambda seconds: None
+    ) -> list[Scored]:
+        """Scores candidates verifier by verifier, so that each network of an ensemble is loaded once.
+
+        spent: called with the seconds of each piece of work. Running out of memory is tried again once the other models
+        are unloaded. Raises VerifierError and what else a verifier raises.
+        """
+        columns: list[list[torch.Tensor]] = [[] for _ in candidates]
+        seconds = [0.0] * len(candidates)
+        for number, judge in enumerate(self.judges.judges):
+            for index, shown in enumerate(candidates):
+                if shown.broken:
+                    continue
+                start = time.perf_counter()
+                columns[index].append(self._ask(number, len(shown.rows), partial(self._rows, shown, judge.verifier)))
+                took = time.perf_counter() - start
+                seconds[index] += took
+                spent(took)
+        width = len(self.judges.members)
+        return [
+            Scored(torch.cat(each, dim=1) if each else torch.zeros(len(shown.rows), width), took)
+            for shown, each, took in zip(candidates, columns, seconds, strict=True)
+        ]
+
+    def _rows(self, shown: Shown, verifier: Any) -> torch.Tensor:
+        return torch.stack([self._row(frames, shown.prompt, verifier) for frames in shown.rows])
+
+    def _row(self, frames: torch.Tensor, prompt: str, verifier: Any) -> torch.Tensor:
+        """Values [members] of one image, or the mean over evenly spaced frames of one video. One row at a time, so that
+        a score never depends on what else is in its batch."""
+        picks = torch.linspace(0, len(frames) - 1, min(len(frames), self.frames)).round().long()
+        frames = frames[picks.to(frames.device)]
+        return with_memory(lambda: verifier.score(frames, [prompt] * len(frames)), "scoring").mean(dim=0)
+
+    def _ask(self, number: int, rows: int, score: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A judge's values [rows, members], all NaN where it is left out.
+
+        Raises what `score` raises. Only a judge that may be dropped is, for a VerifierError or a value that is no
+        number; running out of memory and Cancel are not its failure. Raises VerifierError where it was the last one
+        that decides.
+        """
+        judge = self.judges.judges[number]
+        blank = torch.full((rows, len(judge.members)), math.nan)
+        if number in self._causes:
+            return blank
+        try:
+            values = score()
+            if judge.drop and not torch.isfinite(values).all():
+                raise VerifierError(f"verifier {judge.name} gave a score that is not a number")
+        except VerifierError as error:
+            if not judge.drop:
+                raise
+            if not self.deciding.keys() - {number}:
+                raise VerifierError(f"{error}. No other verifier that decides is left") from error
+            self._causes[number] = f"{error}."
+            log_to_console.warning("Noise Search: dropped for the whole search: %s", self._causes[number])
+            return blank
+        return values
