@@ -66,6 +66,7 @@ DEFAULT_HOST = "0.30.0"
 # With --older-transformers: their return types and key names are others than those of 5.
 OLDER_TRANSFORMERS = ("transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2")
 OLDER_FRONT_END = "1.39.19"  # that of ComfyUI 0.16.3: the browser tests run in it too
+MUTATION = ("mutmut==3.8.1", "coverage>=7.6")  # its operators are used, which are no API: another version may move them
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching set of binaries
 
 START_SECONDS = 300  # a first start compiles every module of ComfyUI
@@ -684,7 +685,11 @@ class Setup:
 
 
 def set_up(
-    version: str | None, with_host: bool = True, with_tests: bool = False, older_transformers: bool = False
+    version: str | None,
+    with_host: bool = True,
+    with_tests: bool = False,
+    older_transformers: bool = False,
+    with_mutation: bool = False,
 ) -> Setup:
     """Makes everything ready and says where it is. Quick when it is ready already."""
     existing = os.environ.get("COMFYUI_PATH") if with_host else None
@@ -710,6 +715,9 @@ def set_up(
         steps += [environment.step(lambda: file_layer("requirements.txt"), "installing the pack's requirements", 15)]
         if with_tests:
             steps += [environment.step(lambda: file_layer("tests/requirements.txt"), "installing the test tools", 20)]
+        if with_mutation:
+            layer = Layer("mutation", MUTATION, 10, 15)
+            steps += [environment.step(lambda: layer, "installing what makes mutants", 10)]
         front_end = FrontEnd(OLDER_FRONT_END) if with_host and with_tests else None
         transformers = Transformers(OLDER_TRANSFORMERS) if older_transformers else None
         steps += [aside.step(lock) for aside in (front_end, transformers) if aside]
@@ -873,6 +881,15 @@ def demo(options: argparse.Namespace, client_arguments: list[str]) -> int:
 
 def test(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
     setup = set_up(options.version, not options.fast, with_tests=True, older_transformers=options.older_transformers)
+    return call([setup.python, "-m", "pytest", *pytest_arguments], test_environment(setup))
+
+
+def mutate(options: argparse.Namespace, arguments: list[str]) -> int:
+    setup = set_up(options.version, not options.fast, with_tests=True, with_mutation=True)
+    return call([setup.python, ROOT / "tests" / "support" / "mutate.py", *arguments], test_environment(setup))
+
+
+def test_environment(setup: Setup) -> dict[str, str]:
     environment = clean_environment()
     environment.pop("COMFYUI_PATH", None)
     if setup.host:
@@ -881,7 +898,7 @@ def test(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
         environment.setdefault("NOISE_SEARCH_FRONT_END", str(setup.front_end.pages))
     if setup.transformers:
         environment["PYTHONPATH"] = str(setup.transformers.root)
-    return call([setup.python, "-m", "pytest", *pytest_arguments], environment)
+    return environment
 
 
 def comfyui(options: argparse.Namespace, comfyui_arguments: list[str]) -> int:
@@ -921,7 +938,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | comfyui")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | mutate | comfyui")
 
     def add(name: str, text: str, rest: str) -> argparse.ArgumentParser:
         usage = f"dev.py {name} [options] {rest}"
@@ -937,6 +954,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     command.add_argument("--fast", action="store_true", help="only the tests that need no ComfyUI")
     version = OLDER_TRANSFORMERS[0].partition("==")[2]
     command.add_argument("--older-transformers", action="store_true", help=f"with transformers {version}")
+    command = add("mutate", "how many small faults the tests notice", "[--seed 1] [--sample 100] FILE_OR_FOLDER ...")
+    command.add_argument("--fast", action="store_true", help="with the tests that need no ComfyUI")
     command = add("comfyui", "ComfyUI with this pack for your browser", "[ComfyUI arguments]")
     command.add_argument("--port", type=int, help="default 8188, or a free one")
     options, rest = parser.parse_known_args(arguments)
@@ -955,7 +974,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             named = ("prompt", "seed", "candidates")
             given = [(name, getattr(options, name)) for name in named if getattr(options, name) is not None]
             return demo(options, [text for name, value in given for text in (f"--{name}", str(value))])
-        return (test if options.command == "test" else comfyui)(options, rest)
+        return {"test": test, "mutate": mutate, "comfyui": comfyui}[options.command](options, rest)
     except Failure as failure:
         print(f"\n{failure}", file=sys.stderr, flush=True)
         return 1

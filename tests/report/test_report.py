@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -597,6 +598,26 @@ def test_the_table_is_in_rank_order_with_marks():
         ["2", "2", "102", "0.500", "20", "0.50", ""],
         ["3", "0", "100", "0.100", "20", "0.50", "stock"],
     ]
+
+
+def badges(drawn):
+    """What stands in the corners of each tile, by its candidate."""
+    found, tile = {}, None
+    for text in texts(drawn):
+        if named := re.fullmatch("(?:candidate|c) ([0-9]+)", text):
+            tile = found.setdefault(int(named[1]), [])
+        elif tile is not None:
+            tile.append(text)
+    return {candidate: {"made final", "best", "stock", "vetoed"} & set(words) for candidate, words in found.items()}
+
+
+def test_a_draft_says_whether_it_was_made_final(drawn):
+    log = new_log([0.1, 0.2, 0.9, 0.3], stages="fddd", pictures=grey)
+    for index, score in ((2, 0.5), (3, 0.8)):
+        recipes, picture = log.candidates[index].recipes, grey(9, 0)[None]
+        log.add(Rendered(recipes, torch.tensor([[score]]), 20, 20, thumbnails=picture), FINAL)
+    contact_sheet(log)
+    assert badges(drawn) == {0: {"stock"}, 1: set(), 2: {"made final"}, 3: {"made final"}, 4: set(), 5: {"best"}}
 
 
 def test_the_table_says_prompt_settings_host_and_totals():

@@ -39,3 +39,15 @@ def test_what_came_too_late_takes_nothing_from_the_finals():
     alone, together = (found("drafts, random", "patience", chunk, white) for chunk in (1, 7))
     assert together.extra_nfe > 0
     assert len(together.of_stage()) == len(alone.of_stage())
+
+
+@pytest.mark.parametrize("asked_after", [2, 5])
+def test_asked_to_finish_it_keeps_what_the_engine_had_made_already(asked_after):
+    """Stock comes alone, then eight at once; what is there is no waste."""
+    engine = SyntheticEngine(steps=12)
+    engine.chunk = 8
+    pool = Pool(SearchLog(engine.members))
+    finish = lambda: len(pool.log.candidates) >= asked_after  # noqa: E731
+    log = search(ALGORITHMS["random"], engine, pool, SEED, Budget(40), finish=finish).log
+    assert [one.recipes[0].seed for one in log.candidates] == [SEED + index for index in range(9)]
+    assert (log.early, log.extra_nfe, log.stopped) == (True, 0, "it was asked to finish")

@@ -726,3 +726,8 @@ def test_any_metadata_is_read_or_refused(data):
     else:
         assert from_text(to_json(items)) == items
         assert recipe_module.cost(items) <= recipe_module.MOST_ROWS
+
+
+def test_the_plain_noise_of_another_seed_is_of_the_same_item_and_goes_straight():
+    recipe = Recipe(7, row=1, batch=2).then(Rotate(3, 20.0)).jump(Jump(4, 0.3, 0.8))
+    assert recipe.with_seed(2**64 + 9) == Recipe(9, row=1, batch=2)

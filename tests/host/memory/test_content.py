@@ -467,3 +467,10 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, monkeypatch):
     module.__file__ = str(tmp_path / "pipe.py")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     assert content._source.__wrapped__(module.__name__) == ""
+
+
+def test_the_node_whose_latent_is_rounded_at_the_end_has_another_key():
+    """KSampler gives its latent in ComfyUI's intermediate type, SamplerCustomAdvanced as it is."""
+    plain, rounded = ksampler(), ksampler()
+    rounded.to_intermediate_dtype = not plain.to_intermediate_dtype
+    assert key(plain) == key(ksampler()) != key(rounded)

@@ -736,3 +736,27 @@ def test_a_search_that_ended_early_goes_on(store, find):
     early, _ = find(store, candidates=2, budget=Budget())
     assert len(early.log.recalled) == 2
     assert found(find(store)[0]) == found(whole)
+
+
+def test_what_is_written_is_on_the_disk_before_the_search_goes_on(store, monkeypatch):
+    """Not only in the system's memory, which a power cut takes: asked of the very connection that writes."""
+    opened, connect = [], sqlite3.connect
+
+    def watched(*args, **named):
+        opened.append(connect(*args, **named))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    with store.memory("key") as memory:
+        memory.keep_segment("work", Spent(4, {"sample": 1.0}))
+        assert memory.segment("work") is not None
+        synced = {one.execute("PRAGMA synchronous").fetchone()[0] for one in opened if is_open(one)}
+    assert synced == {2}  # FULL: of SQLite's log, every transaction
+
+
+def is_open(connection):
+    try:
+        connection.execute("SELECT 1")
+    except sqlite3.ProgrammingError:
+        return False
+    return True

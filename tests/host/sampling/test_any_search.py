@@ -157,3 +157,8 @@ def test_paths_refuse_before_anything_is_sampled(monkeypatch):
     with pytest.raises(ValueError, match="several tensors"):
         find("paths", "ltxav")
     assert calls == []
+
+
+def test_the_time_that_trying_the_sampler_takes_is_none_of_the_searchs():
+    """Draft and Final asks whether the sampler adds noise, which is tried out; Random Search does not."""
+    assert find("drafts").log.extra_seconds > 0 == find("random").log.extra_seconds
