@@ -596,6 +596,8 @@ def test_comfyui_writes_nothing_outside_its_private_folder(dev, tmp_path):
 def test_unknown_arguments_go_to_pytest_and_to_comfyui(dev):
     options, rest = dev.parse(["test", "--fast", "-k", "recipe", "-x", "--version", "0.16.3"])
     assert (options.fast, options.version, rest) == (True, "0.16.3", ["-k", "recipe", "-x"])
+    options, rest = dev.parse(["mutate", "--fast", "--seed", "3", "--sample", "20", "search"])
+    assert (options.fast, rest) == (True, ["--seed", "3", "--sample", "20", "search"])
     options, rest = dev.parse(["comfyui", "--port", "9000", "--lowvram"])
     assert (options.port, rest) == (9000, ["--lowvram"])
 

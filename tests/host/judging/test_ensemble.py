@@ -312,20 +312,3 @@ def test_graph_native_scoring_drops_for_all_images():
 def test_graph_native_scoring_stops_where_nothing_is_said():
     with pytest.raises(VerifierError, match="verifier blue failed"):
         score_images(pictures([0.9, 0, 0.1]), combined([(RED, 1.0), (failing(0), 1.0)]), [""])
-
-
-# The nodes
-
-
-def test_the_gate_node_gives_a_verifier_with_a_veto():
-    from noise_search.nodes.ensemble import Gate
-
-    assert Gate.execute(RED, 0.5).result[0].aggregator.gates == (0.5,)
-
-
-@pytest.mark.parametrize(("choice", "drops"), [({}, False), ({"failed_verifier": "drop it"}, True)])
-def test_the_ensemble_node_drops_what_fails_only_where_it_is_told(choice, drops):
-    from noise_search.nodes.ensemble import Ensemble
-
-    ensemble = Ensemble.execute("mean rank", verifier_1=RED, weight_1=1.0, verifier_2=BLUE, weight_2=0.5, **choice)
-    assert {judge.drop for judge in ensemble.result[0].judges} == {drops}

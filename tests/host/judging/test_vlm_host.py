@@ -389,19 +389,6 @@ def nodes():
     return {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
 
 
-def test_the_nodes_make_judges(nodes, tiny, server):
-    folder = nodes["NoiseSearchVLMFolder"].execute("maker/tiny", "fp32")[0]
-    endpoint = nodes["NoiseSearchVLMEndpoint"].execute(server.url, "tiny", "", 2, 30, 10)[0]
-    clip = nodes["NoiseSearchVLMClip"].execute(FakeClip(grades(3)))[0]
-    images = torch.rand(1, 16, 16, 3)
-    assert nodes["NoiseSearchVQAScore"].execute(folder)[0].score(images, "a cat").shape == (1, 1)
-    for vlm in (endpoint, clip):
-        judge = nodes["NoiseSearchVLMGrader"].execute(vlm, 1, 0.7)[0]
-        assert judge.score(images, "a cat").shape == (1, 6)
-    own = nodes["NoiseSearchVQAScore"].execute(folder, "Is this {prompt}?")[0]
-    assert own.verifier.question == "Is this {prompt}?"
-
-
 def test_the_key_is_no_widget(nodes):
     ids = [item.id for item in nodes["NoiseSearchVLMEndpoint"].define_schema().inputs]
     assert ids == ["url", "model", "key_variable", "concurrency", "timeout", "max_calls"]
