@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -598,6 +599,57 @@ def test_the_table_is_in_rank_order_with_marks():
         ["2", "2", "102", "0.500", "20", "0.50", ""],
         ["3", "0", "100", "0.100", "20", "0.50", "stock"],
     ]
+
+
+def everything():
+    """A log with something for every line and column of a table."""
+    log = SearchLog(
+        ("pick | er", "look"), 2, Aggregator("weighted_sum", (1.0, 0.0), (None, 5.0)), algorithm="search_over paths"
+    )
+    log.settings = {"prompt": "a cat\n on a  mat", "steps": 20, "cfg": 4.5, "sampler": "euler"}
+    log.host = {"comfyui": "0.30.0"}
+    turned = Recipe.from_seed(2**53 + 5).then(Rotate(1, 18.0))
+    for recipes, values, stage, seconds, recalled in (
+        ((Recipe(3, row=0, batch=2), Recipe(3, row=1, batch=2)), [[0.25, 6.0], [0.5, 4.0]], FINAL, 1.25, True),
+        ((turned, turned.jump(Jump(4, 0.25, 0.75))), [[1.5, 4.5], [0.125, 7.0]], FINAL, 0.5, False),
+        ((Recipe.from_seed(9),) * 2, [[0.75, 8.0], [0.875, 9.0]], DRAFT, 0.125, False),
+    ):
+        spent = {"sample": seconds, "score": 0.25}
+        log.add(Rendered(recipes, torch.tensor(values), 40, 20, spent, recalled=recalled), stage)
+    log.extra_nfe, log.stopped = 1200, "the budget of\n60 NFE is spent"
+    log.findings, log.warnings = {"drafts_made": 1, "correlation": 0.5}, ["Beware\nof it."]
+    return log
+
+
+def test_a_table_is_this_text():
+    expected = (Path(__file__).parents[1] / "assets" / "table.md").read_text(encoding="utf-8")
+    assert table(everything()).splitlines(keepends=True) == expected.splitlines(keepends=True)
+
+
+def test_the_table_of_nothing_has_no_candidates():
+    assert table(new_log([])).splitlines() == [
+        "# Noise Search: random search", "", f"- prompt: {PROMPT}", "- score: CLIP Score", "- steps: 20", "- cfg: 4.5",
+        "- comfyui: 0.30.0", "- total: 0 candidates, 0 NFE, 0.00 s",
+    ]  # fmt: skip
+
+
+def test_the_cells_of_the_csv_are_these():
+    rows = list(csv.reader(io.StringIO(to_csv(everything()))))
+    assert rows[0] == [
+        *("candidate", "image", "stage", "rank", "seed", "recipe", "score", "pick | er", "look"),
+        *("nfe_per_image", "nfe", "seconds", "fails_gates"),
+    ]
+    seed = str(2**53 + 5)
+    assert [row[:5] + row[6:] for row in rows[1:]] == [
+        ["0", "1", "final", "1", "3", "0.25", "0.25", "6.0", "20", "40", "1.5", ""],
+        ["0", "2", "final", "2", "3", "0.5", "0.5", "4.0", "20", "40", "1.5", "look 4 < 5"],
+        ["1", "1", "final", "2", seed, "1.5", "1.5", "4.5", "20", "40", "0.75", "look 4.5 < 5"],
+        ["1", "2", "final", "1", seed, "0.125", "0.125", "7.0", "20", "40", "0.75", ""],
+        ["2", "1", "draft", "1", "9", "0.75", "0.75", "8.0", "20", "40", "0.375", ""],
+        ["2", "2", "draft", "1", "9", "0.875", "0.875", "9.0", "20", "40", "0.375", ""],
+    ]
+    recipes = [Recipe.from_dict(json.loads(row[5])) for row in rows[1:]]
+    assert recipes == [one for candidate in everything().candidates for one in candidate.recipes]
 
 
 def badges(drawn):

@@ -210,3 +210,13 @@ def test_values_may_come_from_inference_and_training():
     learned = torch.ones(1, 1, requires_grad=True) * 2
     assert check_values(inferred, ("a",), 1, 0).tolist() == [[2.0]]
     assert not check_values(learned, ("a",), 1, 0).requires_grad
+
+
+def test_weights_count_with_all_their_digits():
+    raw = torch.tensor([[1.0, 1.0]])
+    assert Aggregator("weighted_sum", (0.1, 0.2))(raw).tolist() == [0.1 + 0.2]
+
+
+def test_without_a_member_the_others_count_as_before():
+    raw = torch.tensor([[1.0, 5.0, 2.0], [3.0, 1.0, 0.5]])
+    assert Aggregator("weighted_sum").without({1}, 3)(raw).tolist() == [3.0, 3.5]

@@ -405,6 +405,7 @@ def test_what_is_kept_of_other_latents_is_not_taken_for_this_one():
 def test_a_candidate_one_move_on_costs_one_move():
     """However many moves and ways lie behind the items."""
     kept, shape = recipe_module.Kept(2**24), (16, 4, 8, 8)
+    draw(shape, 0, rows=[1])  # how torch draws is looked at once
     for candidate in chain(16, 30):
         with Work() as counted:
             noises(candidate, shape, kept=kept)
@@ -731,3 +732,49 @@ def test_any_metadata_is_read_or_refused(data):
 def test_the_plain_noise_of_another_seed_is_of_the_same_item_and_goes_straight():
     recipe = Recipe(7, row=1, batch=2).then(Rotate(3, 20.0)).jump(Jump(4, 0.3, 0.8))
     assert recipe.with_seed(2**64 + 9) == Recipe(9, row=1, batch=2)
+
+
+def test_what_a_recipe_costs_is_counted_in_noises_of_one_item():
+    """Its draw, and of each move the directions' draw, which is dear, and the turn of the items that it has."""
+    turned = Recipe.from_seed(1).then(Rotate(2, 9.0)).then(Rotate(3, 9.0))
+    assert recipe_module.cost([turned]) == 1 + 2 * (2 + 1)
+    assert recipe_module.cost([turned.for_batch(4)]) == 4 + 2 * (2 * 4 + 4)
+    item = turned.for_batch(4).for_row(2)
+    assert recipe_module.cost([item]) == 4 + 2 * (2 * 4 + 1)
+    assert recipe_module.cost([item, turned.for_batch(4).for_row(3)]) == 4 + 2 * (2 * 4 + 2)  # drawn once for both
+
+
+WRAPPINGS = {
+    "a text": json.dumps,
+    "the metadata": lambda data: {"noise_search": data},
+    "an entry": lambda data: {"recipe": data},
+    "a list of runs": lambda data: [{"recipe": data}],
+    "nodes": lambda data: {"9": [{"recipe": data}]},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_recipe_within_others_is_found_but_not_at_any_depth(wrapping):
+    def nested(depth):
+        data = {"seed": 42}
+        for _ in range(depth):
+            data = WRAPPINGS[wrapping](data)
+        return json.dumps(data)
+
+    assert from_text(nested(3)) == [Recipe(42)]
+    with pytest.raises(RecipeError):
+        from_text(nested(12))
+
+
+def test_two_winners_in_one_text_are_too_many():
+    two = json.dumps({"4": [{"recipe": {"seed": 1}}, {"recipe": {"seed": 2}}]})
+    with pytest.raises(RecipeError, match="there are 2 winners in this text.*node 4, run 1: .*1.*; node 4, run 2: .*2"):
+        from_text(two)
+    assert from_text(two.replace('"seed": 2', '"seed": 1')) == [Recipe(1)]
+
+
+def test_an_error_repeats_no_more_than_80_characters_of_what_it_was_given():
+    with pytest.raises(RecipeError) as raised:
+        Recipe.from_dict({"seed": [10**20] * 9})
+    said = str(raised.value).partition("not ")[2]
+    assert len(said) == 80 and said.endswith("...")
