@@ -10,25 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..known import ANY_TYPES, FILLED_IN, OWN_MODULES, PREFERRED_TEXTS, TAG, ZEROED
 from .links import is_link
 
-# Of an encoder's texts, what was made of the wildcards in another, or the one that a person writes as a sentence: a
-# language model's and the big CLIP's come first.
-PREFERRED_TEXTS = (
-    *("populated_text", "t5xxl", "llama", "text_g", "clip_g", "prompt_g", "text", "prompt", "user_prompt", "mt5xl"),
-    *("qwen25_7b", "tags", "bert", "text_l", "clip_l"),
-)
-ANY_TYPES = {"*", "COMFY_MATCHTYPE_V3"}
 SHOWN_CHARACTERS = 80
-TAG = re.compile(r"<(?:lora|lyco|lycoris|loha|locon|hypernet)\s*:[^<>]*>", re.IGNORECASE)
-# What text boxes and encoders of other packs fill in, take out or carry out before the model reads the text: lines that
-# begin with "#", [tokens], __wildcards__, {one|of|several}, MASK(0 0.5), and AND or COUPLE between prompts, but not in
-# WORDS AND WORDS in capitals.
-FILLED_IN = re.compile(
-    r"^[ \t]*#|\[[^\[\]\n]+\]|__[^\s_][^\n]*?__|\{[^{}|]*\|[^{}]*\}"
-    r"|\b[A-Z][A-Z0-9_]+\(|(?<![A-Z]\s)\b(?:AND|COUPLE)\b",
-    re.MULTILINE,
-)
 
 
 class PromptNotFound(ValueError):
@@ -127,7 +112,7 @@ def host_is_own(class_type: str) -> bool:
 
     node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
     module = str(getattr(node, "RELATIVE_PYTHON_MODULE", "nodes"))
-    return node is not None and module.split(".")[0] in ("nodes", "comfy_extras", "comfy_api_nodes")
+    return node is not None and module.split(".")[0] in OWN_MODULES
 
 
 @dataclass
@@ -215,7 +200,7 @@ class _Search:
                 continue
             seen.add(link)
             node_id = link[0]
-            if self.class_type(node_id) == "ConditioningZeroOut":
+            if self.class_type(node_id) == ZEROED:
                 continue  # whatever was encoded before, no text is left of it
             upstream = self._conditionings(link)
             if upstream:

@@ -26,9 +26,6 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-import comfy.cldm.dit_embedder
-import comfy.controlnet
-import comfy.hooks
 import comfy.model_patcher
 import comfy.samplers
 import comfy.sd
@@ -37,6 +34,7 @@ import torch
 
 from ..graph.files import model_files
 from ..graph.links import upstream
+from ..known import LOADING, PASSING, PASSING_LAYERS, PASSING_PREFIXES, kinds
 from ..sampling.stock import Sampling
 from .leftovers import Digests, Leftovers, can_own, changed_since, undone
 from .machine import machine
@@ -45,49 +43,6 @@ FORMAT = 3  # of the key: what was made with another is not found
 SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
 DEEPEST = 100
 LARGEST_BYTES = 2**33  # of what is read whole, at about a second for each GB
-
-# What changes while objects are used, or says where they are, and not what they make.
-PASSING: dict[type, frozenset[str]] = {
-    comfy.samplers.CFGGuider: frozenset({"conds", "inner_model", "loaded_models"}),
-    comfy.controlnet.ControlBase: frozenset(
-        {
-            "cond_hint",
-            "control_input",
-            "extra_concat",
-            "timestep_range",
-            "model_sampling_current",
-            "multigpu_clones",
-            "load_device",
-            "device",
-            "control_model",  # its weights are read through its patcher
-        }
-    ),
-    comfy.controlnet.ControlLora: frozenset({"manual_cast_dtype"}),  # of the model that it last ran with
-    comfy.hooks.Hook: frozenset({"need_weight_init", "hook_id"}),
-    comfy.hooks.HookKeyframeGroup: frozenset({"_curr_t", "curr_t"}),
-    comfy.hooks.HookKeyframe: frozenset({"start_t"}),
-    comfy.sd.VAE: frozenset({"patcher", "first_stage_model", "device", "output_device", "size"}),
-}
-PASSING_PREFIXES = {comfy.hooks.HookKeyframeGroup: "_current", comfy.sd.VAE: "memory_used"}
-
-
-# What ComfyUI and PyTorch note on a network about where it is.
-LOADING = frozenset(
-    {
-        *(
-            "training",
-            "device",
-            "dump_patches",
-            "call_super_init",
-            "skip_injection",
-            "model_lowvram",
-            "lowvram_patch_counter",
-        ),
-        *("model_loaded_weight_memory", "model_offload_buffer_memory", "current_weight_patches_uuid"),
-        *("comfy_cast_weights", "prev_comfy_cast_weights", "comfy_force_cast_weights", "comfy_patched_weights"),
-        *("pin_failed", "seed_key"),
-    }
-)
 
 
 class Unreadable(ValueError):
@@ -417,11 +372,7 @@ class Content:
             "injections": value.injections,
             "weights": value.weight_wrapper_patches if hasattr(value, "weight_wrapper_patches") else {},
         }
-        # Without what nodes replace as a whole while the model is loaded, which is among the objects, and without what
-        # SD3.5's ControlNets take from the model that they run with.
-        passing = ("model_sampling.",) + ("x_embedder.", "orig_y_embedder.") * isinstance(
-            model, comfy.cldm.dit_embedder.ControlNetEmbedder
-        )
+        passing = tuple(layer for kind in kinds(model) for layer in PASSING_LAYERS.get(kind, ()))
         with value.use_ejected():
             self._network(model, functools.partial(_unpatched, value), passing, where)
         self.patching, before = True, self.patching  # to read large LoRAs twice would take seconds
@@ -493,13 +444,12 @@ class Content:
             for name in (names,) if isinstance(names, str) else names:
                 if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                     attributes[name] = getattr(value, name)
-        for kind, names in PASSING.items():
-            if isinstance(value, kind):
-                prefix = PASSING_PREFIXES.get(kind, "\0")
-                attributes, shared = (
-                    {name: item for name, item in some.items() if name not in names and not name.startswith(prefix)}
-                    for some in (attributes, shared)
-                )
+        for kind in filter(PASSING.__contains__, kinds(value)):
+            names, prefix = PASSING[kind], PASSING_PREFIXES.get(kind, "\0")
+            attributes, shared = (
+                {name: item for name, item in some.items() if name not in names and not name.startswith(prefix)}
+                for some in (attributes, shared)
+            )
         if (
             not attributes
             and not shared

@@ -12,50 +12,7 @@ import comfy.model_management as mm
 import torch
 from comfy.cli_args import args
 
-# Every option of ComfyUI's command line is in one of these two. One that is in neither, of a newer ComfyUI, may change
-# numbers.
-_CHANGES_NUMBERS = """
-    cpu cpu_vae directml oneapi_device_selector
-    force_fp32 force_fp16 fp16_intermediates
-    fp32_unet fp64_unet bf16_unet fp16_unet fp8_e4m3fn_unet fp8_e5m2_unet fp8_e8m0fnu_unet
-    fp16_vae fp32_vae bf16_vae
-    fp8_e4m3fn_text_enc fp8_e5m2_text_enc fp16_text_enc fp32_text_enc bf16_text_enc
-    use_split_cross_attention use_quad_cross_attention use_pytorch_cross_attention use_sage_attention
-    use_flash_attention disable_xformers force_upcast_attention dont_upcast_attention
-    fast deterministic force_channels_last supports_fp8_compute
-    enable_triton_backend disable_triton_backend disable_ipex_optimize
-    gpu_only highvram normalvram lowvram novram disable_dynamic_vram enable_dynamic_vram
-"""  # the last line: whether LoRAs are added to the weights or while they are used, which rounds otherwise
-_CHANGES_NO_NUMBERS = """
-    help listen port tls_keyfile tls_certfile enable_cors_header max_upload_size
-    base_directory extra_model_paths_config output_directory temp_directory input_directory user_directory
-    models_directory auto_launch disable_auto_launch cuda_device default_device cuda_malloc disable_cuda_malloc
-    preview_method preview_size cache_classic cache_lru cache_none cache_ram high_ram
-    enable_manager disable_manager_ui enable_manager_legacy_ui
-    reserve_vram vram_headroom disable_nvml_pressure async_offload disable_async_offload fast_disk force_non_blocking
-    default_hashing_function disable_smart_memory debug_hang disable_pinned_memory mmap_torch_files disable_mmap
-    dont_print_server quick_test_for_ci windows_standalone_build disable_metadata
-    disable_all_custom_nodes whitelist_custom_nodes disable_api_nodes multi_user verbose log_stdout
-    front_end_version front_end_root enable_compress_response_body comfy_api_base database_url
-    disable_assets_autoscan enable_assets enable_asset_hashing feature_flag list_feature_flags
-"""  # which device it is: by its name, further down
-CHANGES_NUMBERS, CHANGES_NO_NUMBERS = frozenset(_CHANGES_NUMBERS.split()), frozenset(_CHANGES_NO_NUMBERS.split())
-
-# What attention, samplers with noise of their own, quantised layers and verifiers (with their tokenisers, which read
-# typographic quotes and CJK in another way without ftfy) compute with.
-LIBRARIES = (
-    *(
-        "sageattention",
-        "flash-attn",
-        "xformers",
-        "triton",
-        "triton-windows",
-        "comfy-kitchen",
-        "torchsde",
-        "torchvision",
-    ),
-    *("transformers", "tokenizers", "sentencepiece", "open_clip_torch", "ftfy", "timm", "numpy", "pillow", "gguf"),
-)
+from ..known import CHANGES_NO_NUMBERS, LIBRARIES
 
 TORCH: dict[str, Callable[[], Any]] = {
     "default dtype": torch.get_default_dtype,

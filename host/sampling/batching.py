@@ -23,6 +23,7 @@ from ...search.engine import Recipes
 from ...search.recipe import SEED_RANGE, Recipe
 from ...search.run import BatchesMix
 from ...verifiers.console import logger
+from ..known import CACHE, MIXING
 from .noise import initial_noise
 from .out_of_memory import is_oom, with_memory
 from .stock import Sampling
@@ -42,12 +43,6 @@ FREE_SHARE = 0.7  # of the free memory
 EXTRA_SHARE = 0.15  # of the budget: what the trial and rendering the best again may take; batches must earn it back
 LEAST_STEPS = 2
 KEPT = 4096  # values of a latent, to compare it later
-MIXING = {  # by the module of ComfyUI: what mixes the rows of a batch, some by less than the trial sees
-    "nodes_mahiro": "Mahiro",
-    "nodes_perpneg": "Perp-Neg",
-    "nodes_slg": "Skip Layer Guidance",
-    "nodes_video_model": "a guidance for videos",
-}
 T = TypeVar("T")
 log_to_console = logger(__name__)
 
@@ -336,7 +331,7 @@ def obstacle_around(sampling: Sampling) -> str | None:
         return "the sampler draws the noise outside of the mask for the whole batch"
     if sampling.steps < LEAST_STEPS:
         return "there are too few steps"
-    if any("cache" in str(key).lower() for key in sampling.guider.model_options.get("transformer_options", {})):
+    if any(CACHE in str(key).lower() for key in sampling.guider.model_options.get("transformer_options", {})):
         return "a cache of the model (EasyCache, LazyCache, TeaCache) decides by the whole batch which steps to skip"
     mixing = {MIXING[module] for module in _guided_by(sampling.guider) if module in MIXING}
     if mixing:

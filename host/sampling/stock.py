@@ -12,7 +12,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
 
-import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -24,14 +23,13 @@ from ...search.engine import coarser
 from ...search.recipe import SEED_RANGE, Recipe
 from ...verifiers.console import logger
 from ..demo import check_latent
+from ..known import MOTION_MODELS, NO_PICTURES, RATIO_KEYS, VIDEO_MODELS, kinds
 from .noise import initial_noise
 from .out_of_memory import with_memory
 from .rehearsal import Rehearsal
 
-RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # only newer hosts put these in a LATENT
 WRAPPER_KEY = "noise_search"
 LAST_SEED = SEED_RANGE - 1
-NO_PICTURES = {"audio": "audio", "hunyuan3dv2": "a 3D shape"}  # by the "type" that ComfyUI's nodes put in a LATENT
 T = TypeVar("T")
 log_to_console = logger(__name__)
 
@@ -315,7 +313,7 @@ class Sampling:
 def takes_frames(model: Any) -> bool:
     """Whether the latent batch of a MODEL is one video: Stable Video Diffusion, and AnimateDiff by the name under which
     its pack keeps its motion models."""
-    return isinstance(model.model, comfy.model_base.SVD_img2vid) or bool(model.additional_models.get("ADE"))
+    return not VIDEO_MODELS.isdisjoint(kinds(model.model)) or bool(model.additional_models.get(MOTION_MODELS))
 
 
 def check_pictures(latent: Mapping[str, Any]) -> None:

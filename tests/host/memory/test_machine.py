@@ -11,6 +11,7 @@ pytest.importorskip("comfy")
 import comfy.cli_args
 import comfy.model_management as mm
 from keys import key, ksampler
+from noise_search.host import known
 from noise_search.host.memory import content, machine
 
 OPTIONS = sorted(action.dest for action in comfy.cli_args.parser._actions)
@@ -19,15 +20,15 @@ VANISHING = {"help"}
 
 
 def test_every_option_of_comfyui_is_known_to_change_numbers_or_not():
-    known = machine.CHANGES_NUMBERS | machine.CHANGES_NO_NUMBERS
-    new = [f"--{name.replace('_', '-')}" for name in OPTIONS if name not in known]
+    classified = known.CHANGES_NUMBERS | known.CHANGES_NO_NUMBERS
+    new = [f"--{name.replace('_', '-')}" for name in OPTIONS if name not in classified]
     assert not new, (
-        f"ComfyUI has options that host/memory/machine.py does not know: {', '.join(new)}. Look into ComfyUI for what "
+        f"ComfyUI has options that host/known.py does not know: {', '.join(new)}. Look into ComfyUI for what "
         "each does, and write it into CHANGES_NUMBERS if it can change one bit of an image, else into "
         "CHANGES_NO_NUMBERS. Until then it counts as changing numbers, which only costs that candidates are computed "
         "again."
     )
-    assert not machine.CHANGES_NUMBERS & machine.CHANGES_NO_NUMBERS
+    assert not known.CHANGES_NUMBERS & known.CHANGES_NO_NUMBERS
 
 
 def another(value):
@@ -38,7 +39,7 @@ def another(value):
 def test_an_option_that_changes_numbers_makes_another_machine_and_no_other_does(monkeypatch, name):
     before = machine.machine()
     monkeypatch.setattr(machine.args, name, another(getattr(machine.args, name)))
-    assert (machine.machine() != before) == (name not in machine.CHANGES_NO_NUMBERS)
+    assert (machine.machine() != before) == (name not in known.CHANGES_NO_NUMBERS)
 
 
 def test_an_option_that_nobody_knows_yet_counts(monkeypatch):
