@@ -29,7 +29,7 @@ if "comfy" not in sys.modules:
 
 from noise_search.host.demo import load_generator  # noqa: E402
 from noise_search.host.judging.hosted import load_demo_verifier  # noqa: E402
-from noise_search.host.memory.content import search_key  # noqa: E402
+from noise_search.host.memory.key import search_key  # noqa: E402
 from noise_search.host.memory.store import Store  # noqa: E402
 from noise_search.host.sampling.engine import Options  # noqa: E402
 from noise_search.host.sampling.stock import Sampling  # noqa: E402

@@ -58,7 +58,7 @@ ELSEWHERE = frozenset(
     {"SamplerEulerCFGpp", "SDPoseKeypointExtractor", "TrainLoraNode", "TripoSplatSamplingPreview", "VOIDSampler"}
 )
 # Of these, the ones whose functions or objects keep something from one run of the sampler to the next. The store's key
-# is without it: names that a function assigns around itself are left out (`memory/content.py`), and of what else is
+# is without it: names that a function assigns around itself are left out (`memory/functions.py`), and of what else is
 # different after a search the value from before counts (`memory/leftovers.py`).
 LEAVE_BEHIND = frozenset(
     {

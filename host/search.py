@@ -40,7 +40,8 @@ from .graph.prompt_text import (
 )
 from .graph.prompt_words import has_system_text, is_empty, plain_text
 from .graph.travel import Winners
-from .memory.content import Content, files_behind, read_search
+from .memory.content import Content
+from .memory.key import files_behind, read_search
 from .memory.store import Store, StoredMemory
 from .pictures import as_saved, coarse
 from .progress import SearchProgress, outcome, send_text
@@ -198,6 +199,7 @@ def search(
 ) -> SearchResult:
     """A search worth `candidates` stock images, or less where `budget` says so.
 
+    algorithm: Random Search if left out. drop_bad: leave out candidates without a score (NaN images). store: where what
     is computed is kept, and looked up before it is computed. Raises ValueError on inputs that cannot be searched.
     """
     judges = judges_of(verifier)

@@ -1,19 +1,14 @@
-"""What determines a candidate, as a hash: the key of the evaluation store.
+"""Values of any kind as a hash of their content: objects, functions, models with their patches, tensors.
 
-Everything that reaches the sampler, the autoencoder and the verifier is read by its content, so that a prompt from a
-list, a wildcard or an edited image makes another key, whatever the graph says. Small tensors are read whole, the
-weights of networks in samples, together with the sizes and times of the files behind them. What cannot be read makes
-no key at all.
+Small tensors are read whole, the weights of networks in samples. What cannot be read is an error, as nothing may be
+taken for the same that may not be.
 """
 
 from __future__ import annotations
 
-import dis
 import enum
 import functools
 import hashlib
-import inspect
-import os
 import random
 import re
 import sys
@@ -21,9 +16,9 @@ import types
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import comfy.model_patcher
@@ -32,99 +27,14 @@ import comfy.sd
 import numpy as np
 import torch
 
-from ..graph.files import model_files
-from ..graph.links import upstream
 from ..known import LOADING, PASSING, PASSING_LAYERS, PASSING_PREFIXES, kinds
-from ..sampling.stock import Sampling
+from . import weights
+from .functions import assigned_around, class_settings, contents_of, is_setting, names_in, source_hash
 from .leftovers import Digests, Leftovers, can_own, changed_since, undone
-from .machine import machine
+from .weights import Unreadable
 
-FORMAT = 3  # of the key: what was made with another is not found
-SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
 DEEPEST = 100
 LARGEST_BYTES = 2**33  # of what is read whole, at about a second for each GB
-
-
-class Unreadable(ValueError):
-    """Something whose content cannot be told, so that nothing may be reused."""
-
-
-def search_key(
-    sampling: Sampling, vae: Any, verifier: Any, prompt: str, frames: int, versions: Mapping[str, str], files: Any = ()
-) -> str:
-    """The key, in hex, of all candidates that these would make of the same recipe. Takes what `read_search` takes."""
-    return read_search(sampling, vae, verifier, prompt, frames, versions, files).digest()
-
-
-def read_search(
-    sampling: Sampling,
-    vae: Any,
-    verifier: Any,
-    prompt: str,
-    frames: int,
-    versions: Mapping[str, str],
-    files: Any = (),
-    before: Content | None = None,
-) -> Content:
-    """All that determines the candidates of a search.
-
-    versions: of ComfyUI, torch and this pack. files: (name, bytes, time) of those behind the networks. before: what was
-    read before the search; what has changed since is what sampling leaves behind, and does not count from now on.
-    Raises Unreadable, which says what cannot be read.
-    """
-    content = Content(before)
-    content.know(sampling.model.model)
-    parts = {
-        "format": FORMAT,
-        "host": host_source(),
-        "versions": dict(versions),
-        "machine": machine(),
-        "files": list(files),
-        "guider": sampling.source,
-        "sampler": sampling.sampler,
-        "sigmas": sampling.sigmas,
-        "latent": {**sampling.latent, **sampling.ratios},
-        "rounding": sampling.to_intermediate_dtype,
-        "vae": vae,
-        "verifier": identity(verifier),
-        "prompt": prompt,
-        "frames": frames,
-    }
-    for name, part in parts.items():
-        content.add(name, "")
-        content.add(part, name)
-    return content
-
-
-def identity(verifier: Any) -> str:
-    """What a verifier says of itself. Raises Unreadable where it says nothing."""
-    own = getattr(verifier, "identity", None)
-    if not callable(own):
-        raise Unreadable(f"the verifier {', '.join(verifier.members)} does not say what determines its values")
-    return own()
-
-
-@functools.cache
-def host_source() -> str:
-    """A hash of ComfyUI's own modules: between its releases they change under the same version."""
-    digest = hashlib.blake2b(digest_size=16)
-    root = _file("comfy.samplers").parent
-    for file in sorted(path for path in root.rglob("*.py") if path.is_file()):
-        digest.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def files_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> list[tuple[str, int, int]]:
-    """(name, bytes, time in nanoseconds) of the model files that the nodes upstream of a node name in their widgets."""
-    found: dict[str, tuple[str, int, int]] = {}
-    for node in upstream(prompt or {}, str(node_id)).values():
-        for value in node.get("inputs", {}).values():
-            if isinstance(value, str) and 0 < len(value) < 256 and value not in found:
-                for path in list(model_files(value, ("custom_nodes", "configs")).values())[:1]:
-                    stat = os.stat(path)
-                    found[value] = (value, stat.st_size, stat.st_mtime_ns)
-    return sorted(found.values())
 
 
 class Content:
@@ -336,11 +246,11 @@ class Content:
 
     def _values(self, value: torch.Tensor, where: str) -> None:
         self._text("tensor", f"{value.dtype} {tuple(value.shape)}")
-        for part in _stored(value):
+        for part in weights.stored(value, _digest_of):
             if isinstance(part, str):
                 self._text("stored", part)
             else:
-                self._bytes("values", _values(part), where)
+                self._bytes("values", weights.values(part), where)
 
     def _module(self, value: torch.nn.Module, where: str) -> None:
         """A network that no patcher stands for: its classes, its plain settings, and samples of its weights."""
@@ -374,7 +284,7 @@ class Content:
         }
         passing = tuple(layer for kind in kinds(model) for layer in PASSING_LAYERS.get(kind, ()))
         with value.use_ejected():
-            self._network(model, functools.partial(_unpatched, value), passing, where)
+            self._network(model, functools.partial(weights.unpatched, value), passing, where)
         self.patching, before = True, self.patching  # to read large LoRAs twice would take seconds
         try:
             self.add(value.patches, f"{where}.patches")
@@ -384,14 +294,16 @@ class Content:
         self._hung_on(getattr(model, "diffusion_model", None), f"{where}.network")
         self._set_on(value, "patcher", parts, where)
 
-    def _network(self, network: torch.nn.Module, original: Original, passing: tuple[str, ...], where: str) -> None:
+    def _network(
+        self, network: torch.nn.Module, original: weights.Original, passing: tuple[str, ...], where: str
+    ) -> None:
         """The weights of a network, and the classes of its layers with what is set on them: packs that load quantised
         weights say there how to read them. passing: how the names of layers begin that are no part of it."""
-        weights, kinds = _weights(network, original, passing, where)
-        self._text("weights", weights)
-        for kind in kinds:
+        samples, layers = weights.of_network(network, original, passing, _digest_of, where)
+        self._text("weights", samples)
+        for kind in layers:
             self._defined(kind)
-            plain = {name: item for name, item in _class_settings(kind).items() if _plain(name, item)}
+            plain = {name: item for name, item in class_settings(kind).items() if _plain(name, item)}
             self._set_on(kind, "class of layers", plain, f"{where}.{kind.__qualname__}")
 
     def _hung_on(self, network: Any, where: str) -> None:
@@ -410,17 +322,17 @@ class Content:
 
     def _defined(self, value: type | types.FunctionType) -> None:
         """A class or function by its name and the text of the file that defines it."""
-        self._text("defined", f"{value.__module__}.{value.__qualname__} {_source(value.__module__)}")
+        self._text("defined", f"{value.__module__}.{value.__qualname__} {source_hash(value.__module__)}")
 
     def _function(self, value: types.FunctionType, where: str) -> None:
         self._defined(value)
         self._code(value.__code__, where)
-        cells, state = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True), _state(value)
-        around = {f"closure.{name}": _cell(cell) for name, cell in cells if name not in state}
+        cells, state = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True), assigned_around(value)
+        around = {f"closure.{name}": contents_of(cell) for name, cell in cells if name not in state}
         defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
         self._set_on(value, "function", around | defaults, where)
-        named = {name: value.__globals__.get(name) for name in _names(value.__code__)}
-        settings = {name: item for name, item in named.items() if _is_setting(name, item)}
+        named = {name: value.__globals__.get(name) for name in names_in(value.__code__)}
+        settings = {name: item for name, item in named.items() if is_setting(name, item)}
         self._set_on(sys.modules.get(value.__module__), value.__qualname__, settings, f"{where}.globals")
 
     def _code(self, code: types.CodeType, where: str) -> None:
@@ -437,17 +349,15 @@ class Content:
         attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
         shared: dict[str, Any] = {}
         for kind in type(value).__mro__:
-            shared |= {
-                name: item for name, item in vars(kind).items() if _is_setting(name, item) and name not in shared
-            }
+            shared |= {name: item for name, item in vars(kind).items() if is_setting(name, item) and name not in shared}
             names = kind.__dict__.get("__slots__", ())
             for name in (names,) if isinstance(names, str) else names:
                 if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                     attributes[name] = getattr(value, name)
-        for kind in filter(PASSING.__contains__, kinds(value)):
-            names, prefix = PASSING[kind], PASSING_PREFIXES.get(kind, "\0")
+        for called in filter(PASSING.__contains__, kinds(value)):
+            passing, prefix = PASSING[called], PASSING_PREFIXES.get(called, "\0")
             attributes, shared = (
-                {name: item for name, item in some.items() if name not in names and not name.startswith(prefix)}
+                {name: item for name, item in some.items() if name not in passing and not name.startswith(prefix)}
                 for some in (attributes, shared)
             )
         if (
@@ -461,94 +371,12 @@ class Content:
 
 
 _leftovers = Leftovers()
-Original = Callable[[str, torch.Tensor], torch.Tensor]  # a weight by name and as it is now, before any patch
-_known_weights: weakref.WeakKeyDictionary[torch.nn.Module, tuple[str, list[type]]] = weakref.WeakKeyDictionary()
 
 
-def _weights(
-    network: torch.nn.Module, original: Original, passing: tuple[str, ...], where: str
-) -> tuple[str, list[type]]:
-    """A hash of samples of all weights, and the classes of the layers. Read once per network: patches go on top, they
-    do not change it."""
-    known = _known_weights.get(network)
-    if known is None:
-        digest, kinds = hashlib.blake2b(digest_size=32), {}
-        for layer_name, layer in network.named_modules(remove_duplicate=False):
-            if f"{layer_name}.".startswith(passing):
-                continue
-            kinds[f"{type(layer).__module__}.{type(layer).__qualname__}"] = type(layer)
-            for name, tensor in _own_tensors(layer):
-                name = f"{layer_name}.{name}" if layer_name else name
-                tensor = original(name, tensor)
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                for part in _stored(tensor):
-                    if isinstance(part, str):
-                        digest.update(part.encode())
-                    elif part.device.type == "meta":
-                        raise Unreadable(f"the weights of {where} are not there ({name})")
-                    else:
-                        digest.update(_values(_samples(part)))
-        known = _known_weights[network] = digest.hexdigest(), [kinds[name] for name in sorted(kinds)]
-    return known
-
-
-def _own_tensors(layer: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a layer computes with. Its state dict need not be that: loaders of quantised weights put stand-ins into it,
-    and entries that no layer has."""
-    passing = layer._non_persistent_buffers_set
-    for name, tensor in (layer._parameters | layer._buffers).items():
-        if tensor is not None and name not in passing:
-            yield name, tensor
-
-
-def _unpatched(patcher: comfy.model_patcher.ModelPatcher, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight of a MODEL as it was loaded."""
-    if name in patcher.hook_backup:
-        return patcher.hook_backup[name][0]
-    return patcher.backup[name].weight if name in patcher.backup else tensor
-
-
-def _stored(tensor: torch.Tensor) -> Iterator[torch.Tensor | str]:
-    """A tensor as it is stored: of a quantised one its codes, their scales, and text that says how to read them. To
-    dequantise a whole network takes a minute."""
-    if hasattr(tensor, "__tensor_flatten__"):  # PyTorch's protocol for tensors that consist of others
-        names, context = tensor.__tensor_flatten__()
-        how = Content()
-        how.add(context, f"a {type(tensor).__qualname__}")
-        yield f"{type(tensor).__qualname__} {how.digest()}"
-        for name in names:
-            yield name
-            yield from _stored(getattr(tensor, name))
-        return
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        plain = {name: str(item) for name, item in vars(tensor).items() if not name.startswith("_") and _says(item)}
-        yield f"{type(tensor).__qualname__} {sorted(plain.items())}"
-    with torch._C.DisableTorchFunctionSubclass():  # a subclass may answer as if it were dequantised
-        plain_tensor = torch.Tensor.as_subclass(tensor, torch.Tensor)
-    yield torch.Tensor.detach(plain_tensor)
-
-
-def _says(value: Any) -> bool:
-    """Whether something set on a tensor says how to read it."""
-    return isinstance(value, (bool, int, float, str, enum.Enum, torch.Size, torch.dtype))
-
-
-def _samples(flat: torch.Tensor) -> torch.Tensor:
-    """Some runs of values, evenly spread over a tensor; of a small one all."""
-    flat = flat.reshape(-1)
-    if flat.numel() <= SAMPLES * RUN:
-        return flat
-    starts = torch.linspace(0, flat.numel() - RUN, SAMPLES).long().tolist()
-    return torch.cat([flat[start : start + RUN] for start in starts])
-
-
-def _values(tensor: torch.Tensor) -> Any:
-    """The bytes of a tensor of any type."""
-    tensor = tensor.detach()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    tensor = tensor.resolve_neg().contiguous().cpu().reshape(-1)
-    return tensor.view(torch.uint8).numpy() if tensor.numel() else b""
+def _digest_of(value: Any, where: str) -> str:
+    content = Content()
+    content.add(value, where)
+    return content.digest()
 
 
 def _deep(place: str) -> tuple[int, int]:
@@ -561,65 +389,3 @@ def _plain(name: str, value: Any) -> bool:
         and name not in LOADING
         and (value is None or isinstance(value, (bool, int, float, str, torch.dtype)))
     )
-
-
-def _class_settings(kind: type) -> dict[str, Any]:
-    """What is set on a class and those that it is made from; not on PyTorch's own."""
-    settings: dict[str, Any] = {}
-    for one in reversed(kind.__mro__):
-        if not one.__module__.startswith("torch."):
-            settings |= vars(one)
-    return settings
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    """Of what belongs to a module or a class: whether it may be something that a node set."""
-    return not name.startswith("__") and isinstance(value, (bool, int, float, str, torch.Tensor))
-
-
-def _state(function: types.FunctionType) -> set[str]:
-    """The names around a function that it or its neighbours assign (`nonlocal`): what they remember of a run, as
-    SelfAttentionGuidance, APG and ToMe do, and no setting."""
-    outermost: Any = sys.modules.get(function.__module__)
-    for name in function.__qualname__.partition(".<locals>")[0].split("."):
-        outermost = getattr(outermost, name, None)
-    code = getattr(inspect.unwrap(getattr(outermost, "__func__", outermost)), "__code__", None)
-    return _assigned(function.__code__) | (_assigned(code) if code is not None else set())
-
-
-def _assigned(code: types.CodeType) -> set[str]:
-    """The names of outer functions that a function assigns, and those inside it."""
-    stores = (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF")
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return {name for name in stores if name in code.co_freevars}.union(*map(_assigned, inner))
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """The names that a function uses, and those inside it."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
-
-
-def _cell(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not yet filled
-        return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _source(module: str) -> str:
-    """A hash of a module's file: an updated node pack or ComfyUI may sample in another way under the same version."""
-    path = _file(module)
-    if not inspect.getmodulename(str(path)) or not path.is_file():
-        return ""
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError:
-        return ""
-
-
-def _file(module: str) -> Path:
-    """The file of an imported module, "." without one. By name: checkers of node packs look `module.__file__` up among
-    the names that the module's file defines, and call the pack broken."""
-    return Path(getattr(sys.modules.get(module), "__file__", None) or "")

@@ -1,7 +1,7 @@
 """The evaluation store: every scored candidate, on disk as it happens.
 
 One SQLite file in ComfyUI's user directory. A search finds in it what was computed before for the same content
-(`host/memory/content.py` makes the key) and computes the rest. Whatever goes wrong with the file, the search goes on
+(`host/memory/key.py` makes the key) and computes the rest. Whatever goes wrong with the file, the search goes on
 without it and says so.
 """
 

@@ -12,7 +12,7 @@ from any_model import (
     made,
     sampling_of,
 )
-from noise_search.host.memory.content import search_key
+from noise_search.host.memory.key import search_key
 
 VERSIONS = {"comfyui": "1", "noise_search": "2", "torch": "3"}
 TWO_MODELS = ("sd15", "sd3")

@@ -11,7 +11,7 @@ import folder_paths
 from graphs import node
 from noise_search.host.graph import files
 from noise_search.host.graph.files import contents
-from noise_search.host.memory.content import files_behind
+from noise_search.host.memory.key import files_behind
 from noise_search.nodes.verifiers import CLIPScore
 
 import nodes as comfy_nodes

@@ -13,6 +13,7 @@ from noise_search.host.graph.prompt_text import FILLED_IN, PromptNotFound
 from noise_search.host.graph.prompt_words import FILLING, plain_text
 from noise_search.host.judging.hosted import load_demo_verifier
 from noise_search.host.search import Graph, system_text_notes, verifier_prompt, verifier_prompts
+from noise_search.search.judges import judges_of
 
 PRESENT = ("goodstyle", "bad-hands.v2")
 
@@ -147,7 +148,7 @@ def test_texts_that_differ_by_weights_only_are_one():
 
 
 def test_a_system_text_is_named_where_it_would_have_taken_the_place_of_the_prompt():
-    demo = load_demo_verifier()
+    demo = judges_of(load_demo_verifier())
     long = told(positive="You make images from the words of a user as well as you can. <Prompt Start> a red circle")
     assert long.text == "a red circle"
     [note] = system_text_notes([long, long], demo)

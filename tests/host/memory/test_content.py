@@ -38,8 +38,9 @@ from any_model import (
 )
 from comfy_extras import nodes_apg, nodes_sag, nodes_tomesd
 from keys import TWO_MODELS, VERSIONS, Judge, all_keys, base, key, ksampler, vae
-from noise_search.host.memory import content
-from noise_search.host.memory.content import Unreadable, files_behind
+from noise_search.host.memory import content, functions, weights
+from noise_search.host.memory.key import files_behind, host_source
+from noise_search.host.memory.weights import Unreadable
 
 
 @with_every_model
@@ -60,10 +61,10 @@ def test_the_same_search_has_the_same_key_before_and_after_with(brightness, name
 
 @with_every_feature
 def test_what_the_stock_sampler_did_before_makes_no_other_key(name, feature):
-    content._known_weights.clear()
+    weights._known.clear()
     before = key(sampling_of(made(name, feature)))
     stock_ksampler(made(name, feature))
-    content._known_weights.clear()
+    weights._known.clear()
     assert key(sampling_of(made(name, feature))) == before
 
 
@@ -181,7 +182,7 @@ def test_each_sampler_has_a_key_of_its_own():
 def test_other_weights_make_another_key():
     setup = base()
     before = key(sampling_of(setup))
-    content._known_weights.clear()
+    weights._known.clear()
     weight = next(iter(setup.model.model.diffusion_model.parameters()))
     with torch.no_grad():
         weight += 1
@@ -189,7 +190,7 @@ def test_other_weights_make_another_key():
             assert key(sampling_of(setup)) != before
         finally:
             weight -= 1
-            content._known_weights.clear()
+            weights._known.clear()
 
 
 class Packed(torch.Tensor):
@@ -267,7 +268,7 @@ def quantised(weight):
 
 
 def test_quantised_weights_are_read_as_they_are_stored():
-    parts = content._stored(quantised(torch.arange(600.0).reshape(30, 20)))
+    parts = weights.stored(quantised(torch.arange(600.0).reshape(30, 20)), lambda value, where: repr(value))
     assert [part.dtype for part in parts if not isinstance(part, str)] == [
         torch.float8_e4m3fn,
         torch.float32,
@@ -292,7 +293,7 @@ def test_other_vae_weights_make_another_key():
     assert key(ksampler(), vae=first) == key(ksampler(), vae=second)
     with torch.inference_mode():
         next(iter(second.first_stage_model.parameters())).add_(1)
-    content._known_weights.clear()
+    weights._known.clear()
     assert key(ksampler(), vae=first) != key(ksampler(), vae=second)
 
 
@@ -459,14 +460,14 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, monkeypatch):
     """Among ComfyUI's modules, and as the file that a module names: to open a pipe waits for ever."""
     (tmp_path / "samplers.py").write_text("x = 1")
     monkeypatch.setattr(comfy.samplers, "__file__", str(tmp_path / "samplers.py"))
-    before = content.host_source.__wrapped__()
+    before = host_source.__wrapped__()
     os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / "folder.py").mkdir()
-    assert content.host_source.__wrapped__() == before
+    assert host_source.__wrapped__() == before
     module = types.ModuleType("noise_search_test_pipe")
     module.__file__ = str(tmp_path / "pipe.py")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert content._source.__wrapped__(module.__name__) == ""
+    assert functions.source_hash.__wrapped__(module.__name__) == ""
 
 
 def test_the_node_whose_latent_is_rounded_at_the_end_has_another_key():

@@ -12,7 +12,8 @@ import comfy.cli_args
 import comfy.model_management as mm
 from keys import key, ksampler
 from noise_search.host import known
-from noise_search.host.memory import content, machine
+from noise_search.host.memory import key as store_key
+from noise_search.host.memory import machine
 
 OPTIONS = sorted(action.dest for action in comfy.cli_args.parser._actions)
 # What ComfyUI takes out of the options for itself, and then no longer has in `args`.
@@ -142,9 +143,9 @@ def test_it_is_in_the_key(monkeypatch, part):
     sampling = ksampler()
     before = key(sampling)
     if part == "the machine":
-        monkeypatch.setattr(content, "machine", lambda: {"device": "another"})
+        monkeypatch.setattr(store_key, "machine", lambda: {"device": "another"})
     elif part == "the host's source":
-        monkeypatch.setattr(content, "host_source", lambda: "another")
+        monkeypatch.setattr(store_key, "host_source", lambda: "another")
     else:
         sampling.to_intermediate_dtype = not sampling.to_intermediate_dtype
     assert key(sampling) != before
