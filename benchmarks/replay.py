@@ -29,6 +29,7 @@ import torch
 from noise_search.search.aggregate import Aggregator, order
 from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.budget import Budget
+from noise_search.search.comparisons import Sight
 from noise_search.search.engine import Recipes, Rendered
 from noise_search.search.log import Pool, SearchLog
 from noise_search.search.recipe import Recipe
@@ -43,17 +44,19 @@ BOOTSTRAPS = 4000
 class ReplayEngine:
     """Implements `search.engine.Engine` on recorded rewards: the recipe's seed picks the image.
 
-    rewards: [seeds, steps, members], the last step being the final image. Independent seeds only: no moves, no jumps,
-    no drafts, one row.
+    rewards: [seeds, steps, members], the last step being the final image. orders: members of which only the order of
+    their rewards is used, as that of a judge that compares. Independent seeds only: no moves, no jumps, no drafts, one
+    row.
     """
 
     rows = 1
     deterministic = True
     chunk = 1
 
-    def __init__(self, rewards: torch.Tensor, members: Sequence[str]):
+    def __init__(self, rewards: torch.Tensor, members: Sequence[str], orders: Sequence[str] = ()):
         self.rewards = rewards
         self.members = tuple(members)
+        self.comparative = tuple(column for column, name in enumerate(members) if name in orders)
         self.steps = rewards.shape[1]
 
     def pending(self) -> tuple[int, float]:
@@ -64,11 +67,21 @@ class ReplayEngine:
             [recipe] = recipes
             if recipe != Recipe.from_seed(recipe.seed):
                 raise ValueError(f"recorded rewards know seeds alone, not {recipe}")
-            values = self.rewards[recipe.seed % len(self.rewards), -1:]
-            yield Rendered(recipes, values, nfe=self.steps, nfe_per_row=self.steps, results=(recipe.seed,))
+            values = self.rewards[recipe.seed % len(self.rewards), -1:].clone()
+            looks = {column: [float(values[0, column])] for column in self.comparative}
+            values[:, list(self.comparative)] = math.nan
+            nfe, results = self.steps, (recipe.seed,)
+            yield Rendered(recipes, values, nfe=nfe, nfe_per_row=nfe, results=results, looks=lambda looks=looks: looks)
 
     def remake(self, recipes: Recipes) -> Rendered:
         return next(self.render([recipes]))
+
+    def asks(self, column: int) -> tuple[str, str]:
+        return f"recorded order of {self.members[column]}", "Which is better?"
+
+    def compare(self, column: int, row: int, first: Sight, second: Sight) -> float:
+        apart = first.look(column, row) - second.look(column, row)
+        return 0.5 + 0.5 * (apart > 0) - 0.5 * (apart < 0)
 
 
 def search(engine: ReplayEngine, seed: int, candidates: int, aggregator: Aggregator | None = None) -> SearchLog:

@@ -20,6 +20,9 @@ class Aggregator:
     `z_score` and `weighted_sum` add standardised and raw values. `weights` has one number per member, 1 if left out;
     a member of weight 0 is reported and does not decide.
 
+    `comparative` has the members whose columns are no values but ranks in the order of a judge that compares. They go
+    in as the share of the others that a candidate is ahead of, 0 to 1, whatever the method.
+
     `gates` has the least value per member that passes, None where all do. Gates leave the scores as they are: `vetoes`
     counts those that a candidate fails, and whoever puts candidates in order takes fewer vetoes first.
     """
@@ -27,6 +30,7 @@ class Aggregator:
     method: str = "mean_rank"
     weights: tuple[float, ...] | None = None
     gates: tuple[float | None, ...] | None = None
+    comparative: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -39,8 +43,8 @@ class Aggregator:
 
     def relative(self, members: int) -> bool:
         """Whether a score says only how a candidate compares with the rest of its pool."""
-        deciding = sum(weight > 0 for weight in self.weights) if self.weights else members
-        return deciding > 1 and self.method != "weighted_sum"
+        deciding = [member for member in range(members) if not self.weights or self.weights[member] > 0]
+        return len(deciding) > 1 and self.method != "weighted_sum" or not set(self.comparative).isdisjoint(deciding)
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         raw = raw.to(torch.float64)
@@ -48,6 +52,10 @@ class Aggregator:
         weights = torch.tensor(self.weights or (1.0,) * members, dtype=torch.float64)
         if len(weights) != members:
             raise ValueError(f"{len(weights)} weights for {members} verifiers")
+        if self.comparative and count:
+            raw = raw.clone()
+            among = list(self.comparative)
+            raw[:, among] = mid_ranks(raw[:, among]) / (count - 1) if count > 1 else 0.5
         deciding = weights > 0
         raw, weights = raw[:, deciding], weights[deciding]
         if raw.shape[1] == 1 or count == 0:
@@ -80,6 +88,7 @@ class Aggregator:
             self.method,
             tuple(0.0 if member in dropped else weight for member, weight in enumerate(weights)),
             tuple(None if member in dropped else gate for member, gate in enumerate(gates)),
+            self.comparative,
         )
 
 
@@ -114,7 +123,7 @@ def check_values(
 ) -> torch.Tensor:
     """The values as float32 [rows, members] on the CPU, or a ValueError that names the verifier and the candidate.
 
-    failed: members that need not have a value.
+    failed: members that need not have a value, as those of judges that compare.
     """
     values = torch.as_tensor(values)
     names = ", ".join(members)

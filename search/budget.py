@@ -41,14 +41,26 @@ class Budget:
         if self.target is not None and not math.isfinite(self.target):
             raise ValueError(f"a budget's target must be a score that can be reached, not {self.target}")
 
-    def check(self, aggregator: Aggregator, members: int) -> None:
+    def check(self, aggregator: Aggregator, members: Sequence[str]) -> None:
         """Raises ValueError where a target score means nothing: the score is a place in the pool."""
-        if self.target is not None and aggregator.relative(members):
+        if self.target is None or not aggregator.relative(len(members)):
+            return
+        deciding = [
+            name
+            for name, weight in zip(members, aggregator.weights or (1.0,) * len(members), strict=True)
+            if weight > 0
+        ]
+        comparing = [members[member] for member in aggregator.comparative if members[member] in deciding]
+        if comparing:
             raise ValueError(
-                f"a target score of {self.target:g} means nothing with several verifiers combined by "
-                f"{aggregator.method.replace('_', ' ')}: such a score says how a candidate compares with the others "
-                "and moves with them. Remove the target, use one verifier, or combine them by weighted sum."
+                f"a target score of {self.target:g} means nothing with {', '.join(comparing)}, which compares images "
+                "and gives none a score of its own. Remove the target, or let it only report (weight 0)."
             )
+        raise ValueError(
+            f"a target score of {self.target:g} means nothing with several verifiers combined by "
+            f"{aggregator.method.replace('_', ' ')}: such a score says how a candidate compares with the others "
+            "and moves with them. Remove the target, use one verifier, or combine them by weighted sum."
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Spending:
     """
 
     def __init__(self, budget: Budget, log: SearchLog, engine: Engine, finish: Callable[[], bool] = lambda: False):
-        budget.check(log.aggregator, len(log.members))
+        budget.check(log.aggregator, log.members)
         self.budget = budget
         self.log = log
         self.engine = engine

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,83 @@ class Comparisons(Protocol):
         ...
 
     def keep_comparison(self, comparison: Comparison) -> None: ...
+
+
+class NoAnswer(Exception):
+    """A judge that compares failed, and the search goes on without it. cause: what happened."""
+
+    def __init__(self, column: int, cause: str):
+        super().__init__(cause)
+        self.column, self.cause = column, cause
+
+
+class Sight:
+    """A candidate as the judges that compare know it. work: its name in the memory, "" without one. looks: what each of
+    them keeps of its picture, by column one per row; called once, when one of them is asked for the first time."""
+
+    def __init__(self, work: str, looks: Callable[[], Mapping[int, Sequence[Any]]]):
+        self.work = work
+        self._looks = looks
+        self._made: Mapping[int, Sequence[Any]] | None = None
+
+    def look(self, column: int, row: int) -> Any:
+        """What the judge of a column keeps of the picture of one row."""
+        if self._made is None:
+            self._made, self._looks = self._looks(), dict  # what they are made from is no longer needed
+        return self._made[column][row]
+
+
+class Comparing(Protocol):
+    """The part of an engine that has judges which compare. comparative: their columns among its members."""
+
+    comparative: tuple[int, ...]
+
+    def asks(self, column: int) -> tuple[str, str]:
+        """The identity of a column's judge, and its question."""
+        ...
+
+    def compare(self, column: int, row: int, first: Sight, second: Sight) -> float:
+        """From 1, the first is better for this item of the batch, to 0, the second is. Raises NoAnswer."""
+        ...
+
+
+def comparative_members(engine: Any) -> tuple[int, ...]:
+    """The members of an engine whose judges compare; one without such judges need not say so."""
+    return getattr(engine, "comparative", ())
+
+
+class Ladder:
+    """The order in which one judge that compares has some candidates, of one item of the batch: those that it finds
+    equal share a rung. Each finds its place by halving, so it takes few answers; what else was answered plays no part.
+    """
+
+    def __init__(self) -> None:
+        self.rungs: list[list[int]] = []  # best first
+
+    def find(self, new: int, ask: Callable[[int, int], float]) -> tuple[int, bool]:
+        """The place of a candidate: a rung, and whether it shares that. ask: the answer on one that is there and the
+        new one."""
+        low, high = 0, len(self.rungs)
+        while low < high:
+            middle = (low + high) // 2
+            answer = ask(self.rungs[middle][0], new)
+            if answer == 0.5:
+                return middle, True
+            low, high = (middle + 1, high) if answer > 0.5 else (low, middle)
+        return low, False
+
+    def put(self, new: int, place: tuple[int, bool]) -> None:
+        """Puts a candidate where it was found to be."""
+        rung, shared = place
+        if shared:
+            self.rungs[rung].append(new)
+        else:
+            self.rungs.insert(rung, [new])
+
+    def ranks(self) -> dict[int, float]:
+        """The candidates' ranks, 0 the lowest, as `mid_ranks` has them."""
+        ranks, below = {}, 0
+        for rung in reversed(self.rungs):
+            ranks.update(dict.fromkeys(rung, below + (len(rung) - 1) / 2))
+            below += len(rung)
+        return ranks

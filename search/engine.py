@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ class Rendered:
     error: why this candidate has no score, or None.
     recalled: known from an earlier search, so that nothing was computed; then there are no results.
     failed: members that are dropped for the whole search, by column, each with what happened; their values may be NaN.
+    looks: what judges that compare keep of its pictures (`Sight`); work: its name in the memory.
     before: the values of an earlier time when it was made alone, where that is known.
     mixed: how it differs from what it was in a batch with other candidates, where that is more than rounding.
     """
@@ -43,6 +44,8 @@ class Rendered:
     error: str | None = None
     recalled: bool = False
     failed: Mapping[int, str] = field(default_factory=dict)
+    looks: Callable[[], Mapping[int, Sequence[Any]]] = dict
+    work: str = ""
     before: torch.Tensor | None = None
     mixed: str | None = None
 
@@ -64,7 +67,7 @@ class Engine(Protocol):
 
     steps: of the schedule. deterministic: whether the sampler adds no noise of its own. chunk: how many candidates it
     likes to get at once. start, renoise, denoise and score are the segments of a trajectory, for what goes back up in
-    noise.
+    noise. With judges that compare it is `Comparing` as well.
     """
 
     members: tuple[str, ...]

@@ -35,6 +35,27 @@ class Absolute(Protocol):
         ...
 
 
+class Comparative(Protocol):
+    """A verifier on the socket that gives no picture a value, but says which of two is better: a person, a tournament,
+    nearness to a set. Answers are stored, with the question; the order is made from them.
+
+    members: one name. question: what it is asked of two pictures, in words that tell it from another question.
+    """
+
+    members: tuple[str, ...]
+    needs_prompt: bool
+    question: str
+
+    def look(self, images: torch.Tensor, prompt: str) -> Any:
+        """What it keeps of a picture to compare it with others later, and to compare it by: of a video [frames, H, W,
+        3], of an image with one frame, in 0..1. It stays in memory for every candidate, so it should be small."""
+        ...
+
+    def compare(self, first: Any, second: Any, prompt: str) -> float:
+        """From 1, the first is better, to 0, the second is; 0.5 for neither. first, second: what `look` gave."""
+        ...
+
+
 # What a verifier on the socket may say of itself, and what holds where it does not.
 MAY_SAY: dict[str, Any] = {
     "usual_range": None,  # (low, high) of typical values
@@ -57,7 +78,8 @@ class Judge:
     """One verifier of a search and all that there is to know of it.
 
     weight: how much it counts, 0 only reports. gate: the least that each of its members must give, None for no gate.
-    drop: if it fails it is left out for the rest of the search, else it ends that. The rest is the verifier's own.
+    drop: if it fails it is left out for the rest of the search, else it ends that. question: what a judge that compares
+    is asked, None of one that gives values. The rest is the verifier's own.
     """
 
     verifier: Any
@@ -68,6 +90,7 @@ class Judge:
     repeatable: bool = True
     own_weights: tuple[float, ...] | None = None
     patcher: Any = None
+    question: str | None = None
     weight: float = 1.0
     gate: float | None = None
     drop: bool = False
@@ -75,7 +98,11 @@ class Judge:
     @classmethod
     def of(cls, verifier: Any) -> Judge:
         """Reads a verifier on the socket. Raises ValueError on what is none."""
-        lacking = [name for name in ("members", "needs_prompt", "score") if not hasattr(verifier, name)]
+        compares = not hasattr(verifier, "score") and hasattr(verifier, "compare")
+        does = ("question", "look", "compare") if compares else ("score",)
+        lacking = [name for name in ("members", "needs_prompt", *does) if not hasattr(verifier, name)]
+        if compares and not lacking and len(verifier.members) != 1:
+            raise ValueError(f"'verifier' {', '.join(verifier.members)} compares, so it must have one member")
         if lacking:
             raise ValueError(
                 f"'verifier' is {type(verifier).__name__}, which has no {' and no '.join(lacking)}: connect a "
@@ -91,6 +118,7 @@ class Judge:
             repeatable=bool(said(verifier, "repeatable")),
             own_weights=None if weights is None else tuple(weights),
             patcher=said(verifier, "patcher"),
+            question=str(verifier.question) if compares else None,
         )
 
     @property
@@ -149,6 +177,16 @@ class Judges:
         return tuple(judge.usual_range for judge in self.judges for _ in judge.members)
 
     @property
+    def comparative(self) -> tuple[int, ...]:
+        """The members whose judges compare, by column."""
+        compares = [judge.question is not None for judge in self.judges for _ in judge.members]
+        return tuple(column for column, one in enumerate(compares) if one)
+
+    def at(self, column: int) -> tuple[int, Judge]:
+        """The number of a member's judge, and the judge."""
+        return [(number, judge) for number, judge in enumerate(self.judges) for _ in judge.members][column]
+
+    @property
     def noisy(self) -> tuple[int, ...]:
         """The members that need not give the same value twice, by column."""
         repeatable = [judge.repeatable for judge in self.judges for _ in judge.members]
@@ -182,7 +220,7 @@ def judges_of(verifier: Any) -> Judges:
     if isinstance(verifier, Judges):
         return verifier
     judge = Judge.of(verifier)
-    return Judges((judge,), Aggregator(weights=judge.own_weights))
+    return Judges((judge,), Aggregator(weights=judge.own_weights, comparative=() if judge.question is None else (0,)))
 
 
 def combined(verifiers: Sequence[tuple[Any, float]], combine: str = MEAN_RANK, drop_failed: bool = False) -> Judges:
@@ -217,6 +255,8 @@ def gated(verifier: Any, least: float) -> Judges:
             "between a verifier and the ensemble"
         )
     [judge] = judges.judges
+    if judge.question is not None:
+        raise ValueError(f"a gate is a least score, and {judge.name} gives none: it compares images with each other")
     gate = least if judge.gate is None else max(least, judge.gate)
     return _together([replace(judge, gate=gate)], METHODS[0])
 
@@ -230,7 +270,8 @@ def _together(judges: Sequence[Judge], method: str) -> Judges:
             f"all weights are 0 ({names}), so nothing would choose the winner: give at least one verifier a weight"
         )
     vetoes = gates if any(gate is not None for gate in gates) else None
-    return Judges(tuple(judges), Aggregator(method, weights, vetoes), combined=True)
+    plain = Judges(tuple(judges), Aggregator(), combined=True)
+    return replace(plain, aggregator=Aggregator(method, weights, vetoes, plain.comparative))
 
 
 def _unlike(names: Sequence[str]) -> tuple[str, ...]:

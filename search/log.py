@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, product
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from .aggregate import Aggregator, check_values, order
-from .engine import Recipes, Rendered
+from .comparisons import Comparing, Ladder, NoAnswer, Sight
+from .engine import Engine, Recipes, Rendered
 from .recipe import Recipe, portable
 
 LOG_FORMAT = "noise-search-log"
@@ -20,6 +22,8 @@ FINAL, DRAFT, PREVIEW = "final", "draft", "preview"
 REPLAY = "recipe"  # the algorithm that makes a candidate again
 HARDLY = 0.01  # of a verifier's usual range: scores that spread less say nothing about the candidates
 ENOUGH = 4  # candidates to speak of a spread
+
+Ask = Callable[[int, int, int, int], float]  # column, row, and two candidates: see `Comparing.compare`
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class SearchLog:
     warnings: what the user should know. dropped: what was wrong with each candidate that has no score. extra_nfe,
     extra_seconds: spent on those, on trials, and on what had to be rendered again. noisy: members that need not give
     the same value twice. failed: members dropped for the whole search, by column, each with what happened; where they
-    gave no value there is NaN. rescaled: one of them decided, so that scores are no longer what they were.
+    gave no value there is NaN. ladders: by column, row and stage the orders of judges that compare, in whose columns
+    there are no values. rescaled: one of them decided, so that scores are no longer what they were.
     """
 
     members: tuple[str, ...]
@@ -84,14 +89,15 @@ class SearchLog:
     noisy: tuple[int, ...] = ()
     failed: dict[int, str] = field(default_factory=dict)
     rescaled: bool = False
+    ladders: dict[tuple[int, int, str], Ladder] = field(default_factory=dict, repr=False, compare=False)
     _ranked: dict[int, _Ranking] = field(default_factory=dict, repr=False, compare=False)
 
-    def add(self, rendered: Rendered, stage: str = FINAL) -> Candidate:
-        """Writes one candidate down. Raises ValueError, naming verifier and candidate, on a value that cannot rank, and
-        where the last verifier that decides has failed."""
+    def add(self, rendered: Rendered, stage: str = FINAL, ask: Ask | None = None) -> Candidate:
+        """Writes one candidate down. ask: answers for judges that compare. Raises ValueError, naming verifier and
+        candidate, on a value that cannot rank, and where the last verifier that decides has failed."""
         self.drop_members(rendered.failed)
         index = len(self.candidates)
-        values = check_values(rendered.values, self.members, self.rows, index, self.failed)
+        values = check_values(rendered.values, self.members, self.rows, index, {*self.failed, *self.comparative})
         candidate = Candidate(
             index=index,
             recipes=tuple(rendered.recipes),
@@ -103,9 +109,32 @@ class SearchLog:
             together=rendered.together,
             recalled=rendered.recalled,
         )
+        places = self._places(candidate, ask)  # before it is there: answers may take long, and somebody may look in
         self.candidates.append(candidate)
+        for ladder, place in places:
+            ladder.put(index, place)
         self.keep_thumbnails(index, rendered)
         return candidate
+
+    @property
+    def comparative(self) -> tuple[int, ...]:
+        """The members whose judges compare."""
+        return self.aggregator.comparative
+
+    def _places(self, candidate: Candidate, ask: Ask | None) -> list[tuple[Ladder, tuple[int, bool]]]:
+        """The places that the judges that compare find for a candidate among those of its stage. Recipes made again
+        come in an order of their own."""
+        found = []
+        columns = self.comparative if self.has_stock else ()
+        for column, row in product(columns, range(self.rows)):
+            if column in self.failed or ask is None:
+                continue
+            ladder = self.ladders.setdefault((column, row, candidate.stage), Ladder())
+            try:
+                found.append((ladder, ladder.find(candidate.index, partial(ask, column, row))))
+            except NoAnswer as failed:
+                self.drop_members({failed.column: failed.cause})
+        return found
 
     def drop_members(self, failed: Mapping[int, str]) -> None:
         """Leaves members out, by column, each with what happened: from now on none of their values decides or vetoes,
@@ -293,6 +322,7 @@ class SearchLog:
                 "method": self.aggregator.method,
                 "weights": self.aggregator.weights,
                 "gates": self.aggregator.gates,
+                **({"comparative": [self.members[column] for column in self.comparative]} if self.comparative else {}),
             },
             "members": list(self.members),
             "failed": {self.members[member]: cause for member, cause in self.failed.items()},
@@ -334,6 +364,14 @@ class SearchLog:
         }
         return portable(data)
 
+    def _with_ranks(self, values: torch.Tensor, row: int, stage: str) -> torch.Tensor:
+        """The values of one item, with the ranks of a stage's candidates in the columns of judges that compare."""
+        for column in self.comparative:
+            ranks = self.ladders[column, row, stage].ranks() if (column, row, stage) in self.ladders else {}
+            values[:, column] = 0.0
+            values[list(ranks), column] = torch.tensor(list(ranks.values()), dtype=values.dtype)
+        return values
+
     def _forget_thumbnails(self) -> None:
         """Bounded memory: beyond MAX_THUMBNAILS, the lowest-ranked pictures go first; stock (candidate 0) stays."""
         excess = len(self.thumbnails) - MAX_THUMBNAILS
@@ -358,7 +396,7 @@ class SearchLog:
             orders: dict[str, list[int]] = {}
             for stage in dict.fromkeys(candidate.stage for candidate in self.candidates):
                 among = torch.tensor([candidate.index for candidate in self.of_stage(stage)])
-                scores[among] = self.aggregator(values[among])
+                scores[among] = self.aggregator(self._with_ranks(values, row, stage)[among])
                 best_first = among[order(scores[among], vetoes[among])].tolist()
                 # Recipes come in an order of their own.
                 orders[stage] = best_first if self.has_stock else among.tolist()
@@ -389,10 +427,16 @@ class Pool:
         self.log = log
         self.keep = keep
         self.results: dict[tuple[int, int], Any] = {}
+        self.sights: dict[int, Sight] = {}  # of all candidates, where judges compare
 
-    def add(self, rendered: Rendered, stage: str = FINAL) -> Candidate:
-        """Writes one candidate down and lets go of results no longer among the best. Raises as the log does."""
-        candidate = self.log.add(rendered, stage)
+    def add(self, rendered: Rendered, stage: str = FINAL, engine: Engine | None = None) -> Candidate:
+        """Writes one candidate down and lets go of results no longer among the best. engine: whose judges compare.
+        Raises as the log does."""
+        ask = None
+        if self.log.comparative and engine is not None:
+            self.sights[len(self.log.candidates)] = Sight(rendered.work, rendered.looks)
+            ask = partial(self._ask, cast(Comparing, engine))
+        candidate = self.log.add(rendered, stage, ask)
         if stage != FINAL:
             return candidate
         for row, result in enumerate(rendered.results):
@@ -400,6 +444,9 @@ class Pool:
         wanted = self.wanted()
         self.results = {key: result for key, result in self.results.items() if key in wanted}
         return candidate
+
+    def _ask(self, engine: Comparing, column: int, row: int, first: int, second: int) -> float:
+        return engine.compare(column, row, self.sights[first], self.sights[second])
 
     def wanted(self) -> set[tuple[int, int]]:
         """(candidate, row) of each item's best `keep`."""

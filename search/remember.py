@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
+from .comparisons import Comparing, Comparison, Sight, comparative_members
 from .engine import Engine, Recipes, Rendered, State
 from .recipe import Jump, to_json
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Memory(Protocol):
 
     def keep_segment(self, work: str, spent: Spent) -> None: ...
 
+    def comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
+        """As `Comparisons` has it."""
+        ...
+
+    def keep_comparison(self, comparison: Comparison) -> None: ...
+
 
 class Notes:
     """A `Memory` that lasts as long as this object."""
@@ -44,6 +54,7 @@ class Notes:
     def __init__(self) -> None:
         self.candidates: dict[str, Rendered] = {}
         self.segments: dict[str, Spent] = {}
+        self.compared: list[Comparison] = []
 
     def candidate(self, work: str) -> Rendered | None:
         return self.candidates.get(work)
@@ -52,10 +63,19 @@ class Notes:
         return self.segments.get(work)
 
     def keep_candidate(self, work: str, rendered: Rendered) -> None:
-        self.candidates[work] = replace(rendered, results=(), recalled=True)
+        self.candidates[work] = replace(rendered, results=(), looks=dict, recalled=True)
 
     def keep_segment(self, work: str, spent: Spent) -> None:
         self.segments[work] = spent
+
+    def comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
+        asked = (judge, question)
+        return [
+            one for one in self.compared if {one.first, one.second} <= {*works} and (one.judge, one.question) == asked
+        ]
+
+    def keep_comparison(self, comparison: Comparison) -> None:
+        self.compared.append(comparison)
 
 
 @dataclass
@@ -104,6 +124,7 @@ class RememberingEngine:
     def __init__(self, engine: Engine, memory: Memory):
         self.engine, self.memory = engine, memory
         self.members, self.rows = engine.members, engine.rows
+        self.comparative = comparative_members(engine)
         self.books = _Books(known=engine.pending())
         self.extra = [0]  # shared with the drafts, as are the members that are dropped, with what happened
         self.failed: dict[int, str] = {}
@@ -149,7 +170,9 @@ class RememberingEngine:
                     return
                 one = self._only(one)
                 self._keep(work, one)
-            yield self._answer(one)
+            else:
+                one = replace(one, looks=partial(self._look_again, self.engine.remake, one.recipes))
+            yield replace(self._answer(one), work=work)
 
     def remake(self, recipes: Recipes) -> Rendered:
         made = self._only(self.engine.remake(recipes))
@@ -194,7 +217,31 @@ class RememberingEngine:
             known = replace(made, nfe=made.nfe - nfe, seconds=sampling)
             self.books.known = self.engine.pending()
             self._keep(work, known)
-        return self._answer(known)
+        else:
+            look_again = partial(self._look_again, lambda state: self.engine.score(state.latent.get()), state)
+            known = replace(known, looks=look_again)
+        return replace(self._answer(known), work=work)
+
+    def asks(self, column: int) -> tuple[str, str]:
+        return cast(Comparing, self.engine).asks(column)
+
+    def compare(self, column: int, row: int, first: Sight, second: Sight) -> float:
+        judge, question = self.asks(column)
+        if self.rows > 1:
+            question += f" (item {row} of the batch)"
+        for known in reversed(self.memory.comparisons([first.work, second.work], judge, question)):
+            return known.answer if known.first == first.work else 1 - known.answer
+        answer = cast(Comparing, self.engine).compare(column, row, first, second)
+        self.memory.keep_comparison(Comparison(first.work, second.work, question, answer, judge))
+        return answer
+
+    def _look_again(self, make: Callable[[T], Rendered], of: T) -> Mapping[int, Sequence[Any]]:
+        """What judges that compare keep of a candidate that is known: that is not stored, so it is made once more."""
+        made = make(of)
+        self.extra[0] += made.nfe
+        if made.error is not None:
+            raise ValueError(f"a candidate, when it was made again to be compared: {made.error}")
+        return made.looks()
 
     def join(self, states: Sequence[State]) -> State:
         recipes = tuple(state.recipes[row] for row, state in enumerate(states))
@@ -212,7 +259,7 @@ class RememberingEngine:
         known = self.memory.candidate(work)
         if known is None or known.values.shape != (self.rows, len(self.members)):
             return None
-        blank = set(known.values.isnan().any(dim=0).nonzero().flatten().tolist())
+        blank = set(known.values.isnan().any(dim=0).nonzero().flatten().tolist()) - set(self.comparative)
         return replace(known, failed=dict(self.failed)) if blank <= set(self.failed) else None
 
     def _state(self, below: State) -> State:
@@ -243,7 +290,8 @@ class RememberingEngine:
 
     def _keep(self, work: str, made: Rendered) -> None:
         self.failed.update(made.failed)
-        scored = [column for column in range(len(self.members)) if column not in made.failed]
+        without = {*made.failed, *self.comparative}
+        scored = [column for column in range(len(self.members)) if column not in without]
         if made.error is None and bool(made.values[:, scored].isfinite().all()):
             self.memory.keep_candidate(work, made)
 

@@ -231,7 +231,7 @@ class Run:
         seconds = sum(rendered.seconds.values())
         candidate = None
         if rendered.error is None:
-            candidate = self.pool.add(rendered, stage)
+            candidate = self.pool.add(rendered, stage, self.engine)
         else:
             self.log.drop(rendered)
         self.spending.book(work, rendered.nfe - booked.nfe, seconds - booked.seconds)
@@ -361,7 +361,7 @@ def _is_stale(log: SearchLog, candidate: Candidate, rendered: Rendered) -> bool:
     then = torch.tensor(candidate.values) if rendered.before is None else rendered.before
     if bool(((rendered.values - then).abs().nan_to_num(0.0) > tolerance(log)).any()):
         return True
-    if len(log.noisy) < len(log.members) or rendered.thumbnails is None:
+    if len({*log.noisy, *log.comparative}) < len(log.members) or rendered.thumbnails is None:
         return False
     pictures = [(log.thumbnails.get((candidate.index, row)), now) for row, now in enumerate(rendered.thumbnails)]
     return any(
@@ -379,5 +379,5 @@ def tolerance(log: SearchLog) -> torch.Tensor:
     for member, usual in enumerate(log.usual_ranges or ()):
         if usual is not None:
             limits[:, member] = RANGE_APART * (usual[1] - usual[0])
-    limits[:, list(log.noisy)] = torch.inf
+    limits[:, [*log.noisy, *log.comparative]] = torch.inf
     return limits

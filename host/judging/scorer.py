@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from ...search.comparisons import NoAnswer
 from ...search.judges import Judge, Judges
 from ...verifiers.base import VerifierError
 from ...verifiers.console import logger
@@ -31,10 +32,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Scored:
-    """values: float32 [rows, members], NaN where a judge was dropped, 0 for what is broken."""
+    """values: float32 [rows, members], NaN where a judge was dropped or compares, 0 for what is broken. looks: by
+    column what a judge that compares keeps of each row."""
 
     values: torch.Tensor
     seconds: float
+    looks: Mapping[int, Sequence[Any]]
 
 
 class Scorer:
@@ -69,21 +72,59 @@ class Scorer:
         are unloaded. Raises VerifierError and what else a verifier raises.
         """
         columns: list[list[torch.Tensor]] = [[] for _ in candidates]
+        looks: list[dict[int, list[Any]]] = [{} for _ in candidates]
         seconds = [0.0] * len(candidates)
         for number, judge in enumerate(self.judges.judges):
             for index, shown in enumerate(candidates):
                 if shown.broken:
                     continue
                 start = time.perf_counter()
-                columns[index].append(self._ask(number, len(shown.rows), partial(self._rows, shown, judge.verifier)))
+                work = partial(self._rows, shown, judge.verifier)
+                if judge.question is not None:
+                    work = partial(self._looks, shown, number, looks[index])
+                columns[index].append(self._ask(number, len(shown.rows), work))
                 took = time.perf_counter() - start
                 seconds[index] += took
                 spent(took)
         width = len(self.judges.members)
         return [
-            Scored(torch.cat(each, dim=1) if each else torch.zeros(len(shown.rows), width), took)
-            for shown, each, took in zip(candidates, columns, seconds, strict=True)
+            Scored(torch.cat(each, dim=1) if each else torch.zeros(len(shown.rows), width), took, kept)
+            for shown, each, took, kept in zip(candidates, columns, seconds, looks, strict=True)
         ]
+
+    def asks(self, column: int) -> tuple[str, str]:
+        """The identity of a column's judge, "" where it does not say, and its question."""
+        judge = self.judges.at(column)[1]
+        return judge.identity(), judge.question or ""
+
+    def compare(self, column: int, first: Any, second: Any, prompt: str) -> float:
+        """What a judge that compares says of two pictures by its looks: from 1, the first is better, to 0.
+
+        Raises NoAnswer where it failed and is left out from then on, and else what it raises, as `score_all` does.
+        """
+        number, judge = self.judges.at(column)
+        answer = self._ask(number, 1, lambda: self._answer(judge, first, second, prompt))
+        if number in self._causes:
+            raise NoAnswer(column, self._causes[number])
+        return float(answer)
+
+    def _answer(self, judge: Judge, first: Any, second: Any, prompt: str) -> torch.Tensor:
+        answer = with_memory(lambda: judge.verifier.compare(first, second, prompt), "comparing")
+        if not isinstance(answer, (int, float)) or not 0 <= answer <= 1:
+            raise VerifierError(
+                f"verifier {judge.name} answered {answer!r:.80} to {judge.question!r}; expected a number from 1 (the "
+                "first is better) to 0 (the second is)"
+            )
+        return torch.tensor(float(answer), dtype=torch.float64)
+
+    def _looks(self, shown: Shown, number: int, looks: dict[int, list[Any]]) -> torch.Tensor:
+        """Keeps the looks of a judge that compares, and has no values."""
+        judge, column = self.judges.judges[number], sum(len(one.members) for one in self.judges.judges[:number])
+        frames = [self._frames(row) for row in shown.rows]
+        looks[column] = [
+            with_memory(partial(judge.verifier.look, one, shown.prompt), "looking at an image") for one in frames
+        ]
+        return torch.full((len(shown.rows), 1), math.nan)
 
     def _rows(self, shown: Shown, verifier: Any) -> torch.Tensor:
         return torch.stack([self._row(frames, shown.prompt, verifier) for frames in shown.rows])
@@ -91,9 +132,13 @@ class Scorer:
     def _row(self, frames: torch.Tensor, prompt: str, verifier: Any) -> torch.Tensor:
         """Values [members] of one image, or the mean over evenly spaced frames of one video. One row at a time, so that
         a score never depends on what else is in its batch."""
-        picks = torch.linspace(0, len(frames) - 1, min(len(frames), self.frames)).round().long()
-        frames = frames[picks.to(frames.device)]
+        frames = self._frames(frames)
         return with_memory(lambda: verifier.score(frames, [prompt] * len(frames)), "scoring").mean(dim=0)
+
+    def _frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Those of a video that the judges look at, evenly spread."""
+        picks = torch.linspace(0, len(frames) - 1, min(len(frames), self.frames)).round().long()
+        return frames[picks.to(frames.device)]
 
     def _ask(self, number: int, rows: int, score: Callable[[], torch.Tensor]) -> torch.Tensor:
         """A judge's values [rows, members], all NaN where it is left out.
@@ -108,7 +153,7 @@ class Scorer:
             return blank
         try:
             values = score()
-            if judge.drop and not torch.isfinite(values).all():
+            if judge.drop and judge.question is None and not torch.isfinite(values).all():
                 raise VerifierError(f"verifier {judge.name} gave a score that is not a number")
         except VerifierError as error:
             if not judge.drop:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -12,6 +13,7 @@ import comfy.utils
 import torch
 
 from ...search.aggregate import Aggregator, check_values, order
+from ...search.comparisons import Ladder, NoAnswer
 from ...search.judges import Judges, judges_of
 from ...verifiers.console import logger
 from ..graph.prompt_words import plain_text
@@ -26,7 +28,8 @@ log_to_console = logger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """Raw values [candidates, rows, members] of a list of image batches, higher is better. Immutable.
+    """Raw values [candidates, rows, members] of a list of image batches, higher is better; in the columns of judges
+    that compare, the ranks in their order, 0 the lowest. Immutable.
 
     warnings: what the user should know, such as verifiers that were dropped; their values are NaN where they gave none.
     prompts: what each candidate was judged by, one for all where there was one; none where prompts decide nothing.
@@ -76,16 +79,23 @@ def score_images(
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
     judges = judges_of(verifier)
     _check_words(prompts, judges)
+    if judges.comparative and len(set(prompts)) > 1:
+        names = ", ".join(judges.members[column] for column in judges.comparative)
+        raise ValueError(f"{names} compares images of one prompt, and these have {len(set(prompts))}")
     rows, scorer = images[0].shape[0], Scorer(judges)
     for index, batch in enumerate(images):
         check_candidate(index, batch, rows)
     bar = comfy.utils.ProgressBar(len(images))
-    values = []
+    values, looks = [], []
     for index, batch in enumerate(images):
         comfy.model_management.throw_exception_if_processing_interrupted()
         [scored] = scorer.score_all([Shown(batch.split(1), prompts[index if len(prompts) > 1 else 0])])
-        values.append(check_values(scored.values, judges.members, rows, index, scorer.failed))
+        looks.append(scored.looks)
+        values.append(check_values(scored.values, judges.members, rows, index, {*scorer.failed, *judges.comparative}))
         bar.update_absolute(index + 1)
+    table = torch.stack(values)
+    for column in set(judges.comparative) - set(scorer.failed):
+        _rank(table, column, scorer, looks, prompts)
     aggregator = judges.aggregator
     if scorer.failed:
         aggregator = aggregator.without(scorer.failed, len(judges.members))
@@ -95,7 +105,27 @@ def score_images(
     if len(set(judged_by)) > 1:
         warnings += (f"{ACROSS.format(count=len(set(judged_by)))}.",)
     warnings += (*notes, *judges.cuts(prompts if judges.needs_prompt else ()))
-    return Scores(judges.members, torch.stack(values), aggregator, warnings, judged_by)
+    return Scores(judges.members, table, aggregator, warnings, judged_by)
+
+
+def _rank(
+    table: torch.Tensor, column: int, scorer: Scorer, looks: Sequence[Mapping[int, Any]], prompts: Sequence[str]
+) -> None:
+    """Has a judge that compares put all candidates in order, and writes their ranks into its column. Where it fails and
+    may be dropped, there is none."""
+
+    def ask(row: int, first: int, second: int) -> float:
+        return scorer.compare(column, looks[first][column][row], looks[second][column][row], prompts[0])
+
+    for row in range(table.shape[1]):
+        ladder = Ladder()
+        for index in range(len(table)):
+            try:
+                ladder.put(index, ladder.find(index, partial(ask, row)))
+            except NoAnswer:
+                return
+        for index, rank in ladder.ranks().items():
+            table[index, row, column] = rank
 
 
 def _check_words(prompts: Sequence[str | None], judges: Judges) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import comfy.model_management as mm
 import torch
 
+from ...search.comparisons import Sight
 from ...search.engine import Recipes, Rendered, State
 from ...search.judges import judges_of
 from ..judging.hosted import broken, is_broken
@@ -106,7 +107,7 @@ class ComfyEngine:
         self.on_step = on_step
         self.options = options or Options()
         self.scorer = Scorer(self.judges, self.options.frames)
-        self.members = self.judges.members
+        self.members, self.comparative = self.judges.members, self.judges.comparative
         self.rows = sampling.rows
         self.books = Books(sampling.evaluations.rows)
         self.finish = finish
@@ -261,7 +262,16 @@ class ComfyEngine:
             together=sampled.together,
             error=error,
             failed=self.scorer.failed,
+            looks=lambda: scored.looks,
         )
+
+    def asks(self, column: int) -> tuple[str, str]:
+        return self.scorer.asks(column)
+
+    def compare(self, column: int, row: int, first: Sight, second: Sight) -> float:
+        looks = first.look(column, row), second.look(column, row)
+        with self.books.clock("score"):
+            return self.scorer.compare(column, *looks, self.prompt)
 
 
 def must_swap(*networks: Any) -> bool:

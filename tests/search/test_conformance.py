@@ -3,7 +3,7 @@
 import torch
 from conformance import UNTESTED, cases, replay_benchmark
 from conformance_suite import *  # noqa: F403
-from synthetic import SyntheticEngine, smooth, tilted, white
+from synthetic import Nearness, SyntheticEngine, smooth, tilted, white
 
 
 def in_threes():
@@ -13,9 +13,9 @@ def in_threes():
     return engine
 
 
-def recorded():
+def recorded(orders=()):
     rewards = torch.randn(50, 6, 2, generator=torch.Generator().manual_seed(0))
-    return replay_benchmark().ReplayEngine(rewards, ["first", "second"])
+    return replay_benchmark().ReplayEngine(rewards, ["first", "second"], orders)
 
 
 CASES = cases(
@@ -26,8 +26,10 @@ CASES = cases(
         "an ensemble": lambda: SyntheticEngine(smooth, tilted),
         "an ensemble, batch of 3, 7 steps": lambda: SyntheticEngine(smooth, tilted, rows=3, steps=7),
         "an ensemble, batch of 2, three at once": in_threes,
+        "a judge that compares": lambda: SyntheticEngine(Nearness()),
+        "one that compares and one that scores, batch of 2": lambda: SyntheticEngine(Nearness(), smooth, rows=2),
     }
-) + cases({"recorded rewards": recorded}, only=("random",))
+) + cases({"recorded rewards": recorded, "recorded orders": lambda: recorded(["first"])}, only=("random",))
 
 
 def test_every_search_in_the_list_is_tested():

@@ -10,6 +10,7 @@ Another engine joins by taking over the tests with cases of its own:
 import dataclasses
 import functools
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,9 @@ from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from noise_search.search.budget import Budget
+from noise_search.search.comparisons import comparative_members
 from noise_search.search.log import Pool, SearchLog
+from noise_search.search.remember import RememberingEngine
 from noise_search.search.run import search as run_search
 
 SEED = 7
@@ -41,17 +44,19 @@ STEADY = ("random", *(name for name in ALGORITHMS if name.startswith("zero-order
 
 
 class Spy:
-    """Passes everything on to an engine, and takes down the recipes of what it answered."""
+    """Passes everything on to an engine, and takes down the recipes of what it answered and what its judges were
+    asked."""
 
-    def __init__(self, engine, answered=None):
+    def __init__(self, engine, answered=None, asked=None):
         self.engine = engine
         self.answered = [] if answered is None else answered
+        self.asked = [] if asked is None else asked
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
     def drafts(self, steps):
-        return Spy(self.engine.drafts(steps), self.answered)
+        return Spy(self.engine.drafts(steps), self.answered, self.asked)
 
     def render(self, candidates):
         return map(self.note, self.engine.render(candidates))
@@ -61,6 +66,10 @@ class Spy:
 
     def score(self, state):
         return self.note(self.engine.score(state))
+
+    def compare(self, *asked):
+        self.asked.append(asked)
+        return self.engine.compare(*asked)
 
     def note(self, rendered):
         self.answered.append(rendered.recipes)
@@ -102,28 +111,37 @@ class Case:
         """The search that most tests look at."""
         return self.search()
 
-    def search(self, seed: int = SEED, budget: Budget | None = None) -> Found:
-        return search(self.algorithm, self.make(), seed, budget or Budget(self.candidates))
+    def search(self, seed: int = SEED, budget: Budget | None = None, memory=None) -> Found:
+        return search(self.algorithm, self.make(), seed, budget or Budget(self.candidates), memory=memory)
 
 
 def cases(engines, candidates: int = 16, only=tuple(ALGORITHMS)) -> list[Case]:
     return [Case(engine, name, make, candidates) for engine, make in engines.items() for name in only]
 
 
-def search(algorithm, engine, seed=SEED, budget=Budget(16), method="mean_rank", on_candidate=None, **log) -> Found:  # noqa: B008
+def search(
+    algorithm, engine, seed=SEED, budget=None, method="mean_rank", on_candidate=None, memory=None, **log
+) -> Found:
     spy = Spy(engine)
-    pool = Pool(SearchLog(engine.members, engine.rows, Aggregator(method), **log))
-    return Found(run_search(algorithm, spy, pool, seed, budget, on_candidate), spy)
+    aggregator = Aggregator(method, comparative=comparative_members(engine))
+    pool = Pool(SearchLog(engine.members, engine.rows, aggregator, algorithm=algorithm.name, **log))
+    whole = spy if memory is None else RememberingEngine(spy, memory)
+    return Found(run_search(algorithm, whole, pool, seed, budget or Budget(16), on_candidate), spy)
 
 
 def same(first, second) -> bool:
     """Whether two results are equal, bit for bit."""
     if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
+        return torch.equal(first.nan_to_num(), second.nan_to_num())  # a judge that compares gives no values
     if dataclasses.is_dataclass(first):
         names = [field.name for field in dataclasses.fields(first)]
         return all(same(getattr(first, name), getattr(second, name)) for name in names)
     return first == second
+
+
+def plain(values):
+    """Values that can be compared: a judge that compares gives none."""
+    return [None if math.isnan(value) else value for value in values]
 
 
 @functools.cache

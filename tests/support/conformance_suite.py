@@ -1,12 +1,15 @@
 """What holds for every search algorithm on every engine. `conformance` says how another engine joins."""
 
 import json
+import math
 
-import torch
-from conformance import SEED, STEADY, same
+import pytest
+from conformance import SEED, STEADY, plain, same, search
+from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.budget import Budget
 from noise_search.search.log import FINAL
 from noise_search.search.recipe import Recipe, from_json, to_json
+from noise_search.search.remember import Notes
 
 
 def pytest_generate_tests(metafunc):
@@ -25,6 +28,10 @@ def story(log):
     for candidate in data["candidates"]:
         del candidate["seconds"]
     return data
+
+
+def result(candidate):
+    return repr((candidate.recipes, [plain(row) for row in candidate.values]))
 
 
 # The budget
@@ -105,9 +112,9 @@ def test_the_same_seed_gives_the_same_search(case):
 
 
 def test_another_seed_gives_another_search(case):
-    ours = {candidate.values for candidate in case.found.log.candidates}
-    theirs = {candidate.values for candidate in case.search(seed=SEED + 10**6).log.candidates}
-    assert not ours & theirs or case.engine == "recorded rewards"
+    ours = {result(candidate) for candidate in case.found.log.candidates}
+    theirs = {result(candidate) for candidate in case.search(seed=SEED + 10**6).log.candidates}
+    assert not ours & theirs or case.engine.startswith("recorded")
 
 
 def test_the_winning_candidate_is_made_again_bit_for_bit(case):
@@ -116,7 +123,7 @@ def test_the_winning_candidate_is_made_again_bit_for_bit(case):
         best = log.best(row)
         [again] = found.engine.engine.render([best.recipes])
         assert same(again.results[row], result)
-        assert again.values[row].to(torch.float32).tolist() == list(best.values[row])
+        assert plain(again.values[row].tolist()) == plain(best.values[row])
 
 
 def test_the_winners_recipes_make_the_winning_batch_again_bit_for_bit(case):
@@ -124,13 +131,15 @@ def test_the_winners_recipes_make_the_winning_batch_again_bit_for_bit(case):
     winners = from_json(to_json(log.winners()))
     [again] = found.engine.engine.render([tuple(winners)])
     assert all(map(same, again.results, found.pool.top(0)))
-    assert again.values.to(torch.float32).tolist() == [list(log.best(row).values[row]) for row in range(log.rows)]
+    assert [plain(values) for values in again.values.tolist()] == [
+        plain(log.best(row).values[row]) for row in range(log.rows)
+    ]
 
 
 def test_a_larger_budget_goes_on_from_a_smaller_one(steady):
     few = steady.search(budget=Budget(steady.candidates // 2)).log.candidates
     many = steady.found.log.candidates
-    assert [(one.recipes, one.values) for one in few] == [(one.recipes, one.values) for one in many[: len(few)]]
+    assert list(map(result, few)) == list(map(result, many[: len(few)]))
 
 
 def test_seeds_wrap_at_the_end_of_their_range(case):
@@ -139,3 +148,97 @@ def test_seeds_wrap_at_the_end_of_their_range(case):
     assert len(log.candidates) > 3
     for candidate in log.candidates:
         assert from_json(to_json(list(candidate.recipes))) == list(candidate.recipes)
+
+
+# Judges that give values, and judges that compare
+
+
+def test_every_value_is_of_its_kind(case):
+    """One number per picture and member, which can be stored; of a judge that compares none, in log and JSON."""
+    log = case.found.log
+    for candidate, told in zip(log.candidates, log.to_dict()["candidates"], strict=True):
+        for values, written in zip(candidate.values, told["values"], strict=True):
+            for column, value in enumerate(values):
+                assert math.isnan(value) == (column in log.comparative) == (written[column] is None)
+
+
+def test_a_judge_that_compares_ranks_by_what_it_said_alone(case):
+    log, pool = case.found.log, case.found.pool
+    engine = case.found.engine.engine
+    for column in log.comparative:
+        for (of, row, stage), ladder in log.ladders.items():
+            if of != column:
+                continue
+            ranks = ladder.ranks()
+            assert sorted(ranks) == [candidate.index for candidate in log.of_stage(stage)]
+            for first in ranks:
+                for second in ranks:
+                    answer = engine.compare(column, row, pool.sights[first], pool.sights[second])
+                    assert (answer > 0.5) == (ranks[first] > ranks[second])
+                    assert (answer == 0.5) == (ranks[first] == ranks[second])
+
+
+def test_its_order_is_the_searchs_where_it_decides_alone(case):
+    log = case.found.log
+    if log.comparative != tuple(range(len(log.members))):
+        return
+    for (_, row, stage), ladder in log.ladders.items():
+        ranks = ladder.ranks()
+        order = log.order(row, stage)
+        assert order == sorted(ranks, key=lambda index: (-ranks[index], index))
+        scores, others = log.scores(row), max(len(ranks) - 1, 1)
+        if len(ranks) > 1:
+            assert [float(scores[index]) for index in order] == [ranks[index] / others for index in order]
+
+
+def test_it_is_asked_only_about_candidates_of_one_stage_and_about_few_of_them(case):
+    log, asked = case.found.log, case.found.engine.asked
+    pairs = [(column, row, id(first), id(second)) for column, row, first, second in asked]
+    assert len(pairs) == len(set(pairs))
+    stages = {id(sight): log.candidates[index].stage for index, sight in case.found.pool.sights.items()}
+    assert all(stages[id(first)] == stages[id(second)] for _, _, first, second in asked)
+    most = sum(
+        math.ceil(math.log2(place + 1))
+        for stage in {one.stage for one in log.candidates}
+        for place in range(len(log.of_stage(stage)))
+    )
+    assert len(asked) <= most * len(log.comparative) * log.rows
+
+
+def test_a_resumed_search_asks_nothing_twice(case):
+    """And computes nothing twice: a value is stored as a value, an answer as an answer."""
+    notes = Notes()
+    first = case.search(memory=notes)
+    again = case.search(memory=notes)
+    assert [result(one) for one in again.log.candidates] == [result(one) for one in first.log.candidates]
+    assert [again.log.order(row) for row in range(again.log.rows)] == [
+        first.log.order(row) for row in range(first.log.rows)
+    ]
+    assert all(one.recalled for one in again.log.candidates)
+    assert again.engine.asked == [] and bool(first.engine.asked) == bool(first.log.comparative)
+    assert len(again.engine.answered) <= again.log.rows  # the winners
+    more = case.search(memory=notes, budget=Budget(case.candidates + 2))
+    alone = case.search(budget=Budget(case.candidates + 2))
+    assert [result(one) for one in more.log.candidates] == [result(one) for one in alone.log.candidates]
+    assert [more.log.order(row) for row in range(more.log.rows)] == [
+        alone.log.order(row) for row in range(alone.log.rows)
+    ]
+    assert len(more.engine.asked) < len(alone.engine.asked) or not alone.log.comparative
+
+
+def test_a_target_needs_a_judge_that_gives_values(case):
+    if not case.found.log.comparative:
+        return
+    with pytest.raises(
+        ValueError, match="target score of 1 means nothing with .*, which compares images and gives none"
+    ):
+        case.search(budget=Budget(case.candidates, target=1.0))
+
+
+def test_a_replay_asks_nothing_and_keeps_its_order(case):
+    found = case.found
+    if case.engine.startswith("recorded"):
+        return
+    replayed = search(ReplayRecipe(tuple(found.log.winners()), (found.log.candidates[0].recipes,)), case.make())
+    assert all(map(same, replayed.pool.top(0), found.pool.top(0)))
+    assert replayed.log.order() == [0, 1] and replayed.engine.asked == []

@@ -35,6 +35,28 @@ def flat(image: torch.Tensor) -> float:
     return 50 + white(image) / 1000
 
 
+class Nearness:
+    """Which of two images is nearer to a set of images: a judge that compares. `asked` counts its answers."""
+
+    question = "Which of the two is nearer to the set?"
+
+    def __init__(self, count: int = 5, seed: int = 99):
+        self.__name__ = "nearness"
+        self.set = torch.randn(count, math.prod(SHAPE), generator=torch.Generator().manual_seed(seed))
+        self.asked = []
+
+    def look(self, image: torch.Tensor) -> torch.Tensor:
+        return image.flatten().clone()
+
+    def distance(self, look: torch.Tensor) -> float:
+        return float((self.set - look).norm(dim=1).double().mean())
+
+    def compare(self, first: torch.Tensor, second: torch.Tensor) -> float:
+        self.asked.append((first, second))
+        apart = self.distance(second) - self.distance(first)
+        return 0.5 + 0.5 * (apart > 0) - 0.5 * (apart < 0)
+
+
 def levels(recipe):
     return tuple((jump.start, jump.to) for jump in recipe.jumps)
 
@@ -48,7 +70,8 @@ class SyntheticEngine:
     """Implements `search.engine.Engine` with an exact flow: images are standard normal, so that the probability flow
     only scales: sampled from a noise, the image is the noise itself, and an x0 prediction is a scaled x.
 
-    `landscapes` score the images. A trajectory costs `steps` evaluations per row; a draft is off the more the coarser
+    `landscapes` score the images; those like `Nearness` compare them. A trajectory costs `steps` evaluations per row; a
+    draft is off the more the coarser
     it is. `rendered` lists the recipes of whole trajectories.
     """
 
@@ -58,6 +81,7 @@ class SyntheticEngine:
     def __init__(self, *landscapes, rows: int = 1, steps: int = 10):
         self.landscapes = landscapes or (smooth,)
         self.members = tuple(landscape.__name__ for landscape in self.landscapes)
+        self.comparative = tuple(n for n, one in enumerate(self.landscapes) if hasattr(one, "compare"))
         self.rows = rows
         self.steps = steps
         self.error = 0.0
@@ -119,13 +143,23 @@ class SyntheticEngine:
         self.spent[:] = 0, 0.0
         return Rendered(
             recipes=state.recipes,
-            values=torch.tensor([[landscape(image) for landscape in self.landscapes] for image in images]),
+            values=torch.tensor([[self.value(one, image) for one in self.landscapes] for image in images]),
             nfe=nfe,
             nfe_per_row=nfe // self.rows,
             seconds={"sample": seconds, "score": 0.25},
             results=list(images),
             thumbnails=torch.zeros(self.rows, 2, 2, 3, dtype=torch.uint8),
+            looks=lambda: {n: list(map(self.landscapes[n].look, images)) for n in self.comparative},
         )
+
+    def value(self, landscape, image):
+        return math.nan if hasattr(landscape, "compare") else landscape(image)
+
+    def asks(self, column):
+        return self.members[column], self.landscapes[column].question
+
+    def compare(self, column, row, first, second):
+        return self.landscapes[column].compare(first.look(column, row), second.look(column, row))
 
     def join(self, states):
         recipes = tuple(state.recipes[row] for row, state in enumerate(states))

@@ -6,12 +6,14 @@ import torch
 pytest.importorskip("comfy")
 
 from any_model import AnyVae, Contrast, Setup, setup_of
-from conformance import SEED, cases, same, search
+from comparing import NearPictures
+from conformance import SEED, cases, plain, same, search
 from conformance_suite import *  # noqa: F403
 from noise_search.host.sampling.engine import ComfyEngine
 from noise_search.host.sampling.stock import Sampling
 from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.budget import Budget
+from noise_search.search.judges import combined
 from tiny_models import sd3
 
 import nodes as comfy_nodes
@@ -29,8 +31,12 @@ def sampling_of(setup: Setup, sampler: str, steps: int = STEPS) -> Sampling:
     )
 
 
-def engine(sampler: str, rows: int, steps: int = STEPS):
-    return lambda: ComfyEngine(sampling_of(setup(rows), sampler, steps), AnyVae(), Contrast(), "")
+def engine(sampler: str, rows: int, steps: int = STEPS, verifier=Contrast):
+    return lambda: ComfyEngine(sampling_of(setup(rows), sampler, steps), AnyVae(), verifier(), "")
+
+
+def both():
+    return combined([(NearPictures(), 2.0), (Contrast(), 1.0)])
 
 
 ZERO_ORDER = "zero-order, keep the pivot"
@@ -42,6 +48,15 @@ CASES = cases(
     {"ComfyUI, heun, batch of 2": engine("heun", 2)},
     candidates=9,
     only=("random", ZERO_ORDER, "paths", "drafts, random"),
+)
+CASES += cases(
+    {"ComfyUI, a judge that compares": engine("euler", 1, verifier=NearPictures)},
+    candidates=9,
+    only=("random", "paths"),
+) + cases(
+    {"ComfyUI, one that compares and one that scores, batch of 2": engine("heun", 2, verifier=both)},
+    candidates=9,
+    only=("drafts, random",),
 )
 
 
@@ -60,7 +75,8 @@ def test_stock_is_the_stock_ksampler_bit_for_bit(case):
     )[0]["samples"]
     [rendered] = case.make().render([case.found.log.candidates[0].recipes])
     assert torch.equal(torch.cat([result.samples for result in rendered.results]), stock)
-    assert rendered.values.tolist() == [list(row) for row in case.found.log.candidates[0].values]
+    told = case.found.log.candidates[0].values
+    assert [plain(row) for row in rendered.values.tolist()] == [plain(row) for row in told]
 
 
 def test_every_evaluation_of_the_model_is_booked(case):
