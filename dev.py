@@ -3,6 +3,7 @@
 
     python dev.py demo        search the noise of the embedded model in a real ComfyUI; see demo-output/
     python dev.py test        run all tests, those against the real ComfyUI included
+    python dev.py matrix      run them on every known ComfyUI, front end and library; goes on where it was stopped
     python dev.py comfyui     the same ComfyUI with this pack, for your browser
 
 The first run makes .venv and fetches ComfyUI into .comfyui (about 6 GB, mostly PyTorch, a few minutes); later runs
@@ -65,8 +66,8 @@ HOST_RELEASES = {  # ComfyUI version -> version of the source distribution, its 
 DEFAULT_HOST = "0.30.0"
 # With --older-transformers: their return types and key names are others than those of 5.
 OLDER_TRANSFORMERS = ("transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2")
-OLDER_FRONT_END = "1.39.19"  # that of ComfyUI 0.16.3: the browser tests run in it too
 MUTATION = ("mutmut==3.8.1", "coverage>=7.6")  # its operators are used, which are no API: another version may move them
+FRONT_ENDS = ("1.58.1", "1.47.12", "1.39.19")  # newer, that of ComfyUI 0.30.0, and that of 0.16.3
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # one matching set of binaries
 
 START_SECONDS = 300  # a first start compiles every module of ComfyUI
@@ -690,6 +691,7 @@ def set_up(
     with_tests: bool = False,
     older_transformers: bool = False,
     with_mutation: bool = False,
+    front_end: str | None = None,
 ) -> Setup:
     """Makes everything ready and says where it is. Quick when it is ready already."""
     existing = os.environ.get("COMFYUI_PATH") if with_host else None
@@ -718,12 +720,12 @@ def set_up(
         if with_mutation:
             layer = Layer("mutation", MUTATION, 10, 15)
             steps += [environment.step(lambda: layer, "installing what makes mutants", 10)]
-        front_end = FrontEnd(OLDER_FRONT_END) if with_host and with_tests else None
+        pages = FrontEnd(front_end) if front_end else None
         transformers = Transformers(OLDER_TRANSFORMERS) if older_transformers else None
-        steps += [aside.step(lock) for aside in (front_end, transformers) if aside]
+        steps += [aside.step(lock) for aside in (pages, transformers) if aside]
         warn_of_small_disk(environment)
         run_steps(steps)
-    return Setup(environment.python, host if with_host else None, front_end, transformers)
+    return Setup(environment.python, host if with_host else None, pages, transformers)
 
 
 def host_layer(host: Host) -> Layer | None:
@@ -880,8 +882,15 @@ def demo(options: argparse.Namespace, client_arguments: list[str]) -> int:
 
 
 def test(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
-    setup = set_up(options.version, not options.fast, with_tests=True, older_transformers=options.older_transformers)
-    return call([setup.python, "-m", "pytest", *pytest_arguments], test_environment(setup))
+    setup = set_up(
+        options.version,
+        not options.fast,
+        with_tests=True,
+        older_transformers=options.older_transformers,
+        front_end=options.front_end,
+    )
+    fast = fast_arguments(pytest_arguments) if options.fast else []
+    return call([setup.python, "-m", "pytest", *fast, *pytest_arguments], test_environment(setup))
 
 
 def mutate(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -895,10 +904,127 @@ def test_environment(setup: Setup) -> dict[str, str]:
     if setup.host:
         environment["COMFYUI_PATH"] = str(setup.host.root)
     if setup.front_end:
-        environment.setdefault("NOISE_SEARCH_FRONT_END", str(setup.front_end.pages))
+        environment["NOISE_SEARCH_FRONT_END"] = str(setup.front_end.pages)
     if setup.transformers:
         environment["PYTHONPATH"] = str(setup.transformers.root)
     return environment
+
+
+def fast_arguments(given: Sequence[str]) -> list[str]:
+    """On two cores, fewer random examples; without paths, the folders that need neither ComfyUI nor weights."""
+    fast = ["-n", "2", "--dist", "loadfile", "--hypothesis-profile", "fast", "-m", "not slow"]
+    if any((ROOT / one.partition("::")[0]).exists() for one in given if not one.startswith("-")):
+        return fast
+    return [*fast, *(f"tests/{name}" for name in ("search", "report", "project", "host/graph", "nodes"))]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the matrix: some of the tests, with some versions. `arguments` are those of `dev.py test`."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    @property
+    def file(self) -> Path:
+        return CACHE / "matrix" / re.sub(r"[^\w.-]+", "-", self.name)
+
+
+def matrix_rows() -> list[Row]:
+    """In pieces of some minutes, so that little is lost when it is stopped."""
+    parts = {"sampling": ["tests/host/sampling"], "host": ["tests/host", "--ignore=tests/host/sampling"]}
+    parts |= {"nodes": ["tests/nodes", "tests/verifiers", "tests/demo"], "server": ["tests/server"]}
+    rows = [
+        Row(f"ComfyUI {version}, {part}", ("--version", version, *tests))
+        for version in HOST_RELEASES
+        for part, tests in parts.items()
+    ]
+    rows += [Row(f"front end {one}", ("--front-end", one, "-m", "browser", "tests/server")) for one in FRONT_ENDS]
+    older = OLDER_TRANSFORMERS[0].replace("==", " ")
+    return [
+        *rows,
+        Row(older, ("--older-transformers", "tests/verifiers", "tests/host/judging")),
+        Row("the project", ("tests/search", "tests/report", "tests/project")),
+        Row("long sweeps", ("-m", "sweep", "tests")),
+    ]
+
+
+def state_of_the_code() -> str:
+    """The commit, and a checksum of what is changed since: results count for exactly this."""
+
+    def git(*arguments: str) -> bytes:
+        try:
+            return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Failure("The matrix needs a git checkout: it keeps its results by commit.") from error
+
+    changed = git("diff", "HEAD", "--binary")
+    for name in git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
+        changed += name + ((ROOT / os.fsdecode(name)).read_bytes() if name else b"")
+    mark = f"+{hashlib.sha256(changed).hexdigest()[:8]}" if changed else ""
+    return git("rev-parse", "--short=12", "HEAD").decode().strip() + mark
+
+
+def counts(report: Path) -> dict[str, int]:
+    """What pytest's JUnit report counted."""
+    import xml.etree.ElementTree
+
+    suites = xml.etree.ElementTree.parse(report).getroot().iter("testsuite")
+    total = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+    for suite in suites:
+        for name in total:
+            total[name] += int(suite.get(name, 0))
+    failed = total["failures"] + total["errors"]
+    return {"passed": total["tests"] - failed - total["skipped"], "failed": failed, "skipped": total["skipped"]}
+
+
+def matrix(options: argparse.Namespace, words: list[str]) -> int:
+    """Runs every row that has not passed on this very code; `words` choose rows by their names."""
+    CACHE.joinpath("matrix").mkdir(parents=True, exist_ok=True)
+    kept = CACHE / "matrix" / "results.json"
+    state = state_of_the_code()
+    results = json.loads(kept.read_text("utf-8")).get(state, {}) if kept.is_file() else {}
+    rows = [row for row in matrix_rows() if all(word in row.name for word in words)]
+    if not rows:
+        raise Failure(f"No row is called {' '.join(words)}.", advice="\n".join(row.name for row in matrix_rows()))
+    for row in rows:
+        if results.get(row.name, {}).get("code") == 0:
+            continue
+        print(f"{row.name} ...", flush=True)
+        results[row.name] = run_row(row)
+        write_atomically(kept, json.dumps({state: results}, indent=1))
+        print(matrix_table([row], results).splitlines()[-1], flush=True)
+    print(f"\n{state}\n\n{matrix_table(rows, results)}", flush=True)
+    return int(any(results[row.name]["code"] for row in rows))
+
+
+def run_row(row: Row) -> dict[str, float]:
+    """Runs `dev.py test` for it, where a missing browser is a failure; its output goes into a file."""
+    environment = {"CI": "1", "OMP_NUM_THREADS": "1"} | os.environ
+    for name in ("COMFYUI_PATH", "COMFYUI_PYTHON"):  # every row has a ComfyUI of its own
+        environment.pop(name, None)
+    report, began = row.file.with_name(row.file.name + ".xml"), time.monotonic()
+    report.unlink(missing_ok=True)
+    command = [sys.executable, ROOT / "dev.py", "test", "-n", "2", "--dist", "loadfile", f"--junitxml={report}"]
+    with open(f"{row.file}.log", "wb") as log:
+        process = subprocess.Popen(
+            [*map(str, command), *row.arguments], cwd=ROOT, stdout=log, stderr=log, env=environment
+        )
+        try:
+            code = process.wait()
+        finally:
+            stop(process)
+    found = counts(report) if report.is_file() else {"passed": 0, "failed": 0, "skipped": 0}
+    return {**found, "seconds": round(time.monotonic() - began), "code": code}
+
+
+def matrix_table(rows: Sequence[Row], results: dict[str, dict]) -> str:
+    lines = ["| | passed | failed | skipped | seconds |", "|---|---|---|---|---|"]
+    for row in rows:
+        found = results[row.name]
+        failed = found["failed"] or (f"ended with {found['code']}: see {row.file.name}.log" if found["code"] else 0)
+        lines.append(f"| {row.name} | {found['passed']} | {failed} | {found['skipped']} | {found['seconds']} |")
+    return "\n".join(lines)
 
 
 def comfyui(options: argparse.Namespace, comfyui_arguments: list[str]) -> int:
@@ -938,12 +1064,13 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | mutate | comfyui")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | matrix | mutate | comfyui")
 
-    def add(name: str, text: str, rest: str) -> argparse.ArgumentParser:
-        usage = f"dev.py {name} [options] {rest}"
+    def add(name: str, text: str, rest: str, versions: bool = True) -> argparse.ArgumentParser:
+        usage = f"dev.py {name} {'[options] ' if versions else ''}{rest}"
         command = commands.add_parser(name, help=text, description=text, usage=usage, allow_abbrev=False)
-        command.add_argument("--version", choices=HOST_RELEASES, help=f"ComfyUI version (default {DEFAULT_HOST})")
+        if versions:
+            command.add_argument("--version", choices=HOST_RELEASES, help=f"ComfyUI version (default {DEFAULT_HOST})")
         return command
 
     command = add("demo", "search the noise of the embedded model in a real ComfyUI", "")
@@ -951,9 +1078,11 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     command.add_argument("--seed", type=int, help="seed of the stock image, the first candidate")
     command.add_argument("--candidates", type=int, help="how many noises to try")
     command = add("test", "run the tests; other arguments go to pytest", "[pytest arguments]")
-    command.add_argument("--fast", action="store_true", help="only the tests that need no ComfyUI")
+    command.add_argument("--fast", action="store_true", help="only the quick tests that need no ComfyUI")
     version = OLDER_TRANSFORMERS[0].partition("==")[2]
     command.add_argument("--older-transformers", action="store_true", help=f"with transformers {version}")
+    command.add_argument("--front-end", choices=FRONT_ENDS, help="another front end than the environment's")
+    add("matrix", "run the tests on every known ComfyUI, front end and library", "[words of a row's name]", False)
     command = add("mutate", "how many small faults the tests notice", "[--seed 1] [--sample 100] FILE_OR_FOLDER ...")
     command.add_argument("--fast", action="store_true", help="with the tests that need no ComfyUI")
     command = add("comfyui", "ComfyUI with this pack for your browser", "[ComfyUI arguments]")
@@ -974,7 +1103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             named = ("prompt", "seed", "candidates")
             given = [(name, getattr(options, name)) for name in named if getattr(options, name) is not None]
             return demo(options, [text for name, value in given for text in (f"--{name}", str(value))])
-        return {"test": test, "mutate": mutate, "comfyui": comfyui}[options.command](options, rest)
+        commands = {"test": test, "matrix": matrix, "mutate": mutate, "comfyui": comfyui}
+        return commands[options.command](options, rest)
     except Failure as failure:
         print(f"\n{failure}", file=sys.stderr, flush=True)
         return 1

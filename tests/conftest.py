@@ -34,6 +34,7 @@ pytest.register_assert_rewrite("conformance_suite")
 
 # The same examples on every machine, and no deadline: a busy one is slow, not wrong.
 settings.register_profile("noise_search", deadline=None, derandomize=True, database=None)
+settings.register_profile("fast", settings.get_profile("noise_search"), max_examples=20)  # `dev.py test --fast`
 settings.load_profile("noise_search")
 
 spec = importlib.util.spec_from_file_location("noise_search", ROOT / "__init__.py")
@@ -44,6 +45,21 @@ if comfy_root:  # a test that wants the store says so; to the others nothing may
     from noise_search.host.memory import store
 
     store.configure(enabled=False)
+
+
+DEPEND_ON_COMFYUI = {"host", "nodes", "server"}  # the other folders' tests are the same on every version of it
+
+
+def pytest_collection_modifyitems(config, items):
+    if "sweep" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("sweep")])
+        items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder not in DEPEND_ON_COMFYUI and item.get_closest_marker("comfyui") is None:
+            item.add_marker("any_host")
+        if {"chromium", "converted"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("browser")
 
 
 @pytest.fixture(scope="session")

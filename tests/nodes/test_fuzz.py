@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise_search.search.recipe import RecipeError, from_json, to_json
 
+pytestmark = pytest.mark.any_host
+
 RECIPES, SEED = 10_000, 1
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -39,6 +41,7 @@ def test_a_text_is_a_recipe_that_comes_back_or_an_error_that_says_why():
     assert RECIPES / 4 < good < RECIPES / 2
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(json_values)
 def test_any_json_is_a_recipe_that_comes_back_or_an_error(value):

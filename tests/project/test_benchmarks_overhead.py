@@ -83,6 +83,7 @@ def test_resident_memory_is_read_in_mebibytes():
     del block
 
 
+@pytest.mark.any_host
 @pytest.mark.comfyui
 @pytest.mark.slow
 @pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="COMFYUI_PATH is not set")

@@ -10,6 +10,8 @@ import torch
 from conformance import replay_benchmark
 from noise_search.search.recipe import Recipe, Rotate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():

@@ -21,6 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.30.0"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -261,8 +262,115 @@ def test_the_tests_are_told_where_the_front_end_is(dev, monkeypatch):
     monkeypatch.delenv("NOISE_SEARCH_FRONT_END", raising=False)
     monkeypatch.setattr(dev, "set_up", lambda *_, **__: setup)
     monkeypatch.setattr(dev, "call", lambda command, environment: told.update(environment) or 0)
-    dev.test(dev.parse(["test"])[0], [])
+    dev.test(dev.parse(["test", "--front-end", dev.FRONT_ENDS[0]])[0], [])
     assert told["NOISE_SEARCH_FRONT_END"] == str(setup.front_end.pages)
+
+
+def test_the_fast_tests_are_those_of_folders_that_need_no_comfyui(dev):
+    *_, search, report, project, graph, nodes = dev.fast_arguments(["-x", "-k", "recipe"])
+    assert (search, report, project) == ("tests/search", "tests/report", "tests/project")
+    assert all((ROOT / folder).is_dir() for folder in (search, report, project, graph, nodes))
+    assert "tests/search" not in dev.fast_arguments(["tests/report/test_report.py::test_x", "-x"])
+
+
+# ---- the matrix ------------------------------------------------------------------------------------------------
+
+REPORT = """<?xml version="1.0"?><testsuites><testsuite tests="9" failures="2" errors="1" skipped="4"/></testsuites>"""
+
+
+@pytest.fixture
+def runs(dev, monkeypatch):
+    """The rows that were run. They end with `runs.codes`, by name, else well."""
+
+    class Runs(list):
+        codes = {}
+
+        def __call__(self, row):
+            self.append(row.name)
+            if self.codes.get(row.name) == "stopped":
+                raise KeyboardInterrupt
+            return {"passed": 3, "failed": 0, "skipped": 1, "seconds": 7, "code": self.codes.get(row.name, 0)}
+
+    found = Runs()
+    monkeypatch.setattr(dev, "run_row", found)
+    monkeypatch.setattr(dev, "state_of_the_code", lambda: "this code")
+    return found
+
+
+def matrix(dev, *words):
+    return dev.main(["matrix", *words])
+
+
+def test_the_matrix_has_every_version_and_every_folder_of_tests(dev):
+    rows = dev.matrix_rows()
+    text = "\n".join(" ".join(row.arguments) for row in rows)
+    for version in (*dev.HOST_RELEASES, *dev.FRONT_ENDS):
+        assert version in text
+    assert "--older-transformers" in text
+    for folder in (ROOT / "tests").iterdir():
+        if any(folder.glob("**/test_*.py")):
+            assert f"tests/{folder.name}" in text
+    assert len({row.file for row in rows}) == len(rows)
+
+
+def test_the_matrix_goes_on_where_it_was_stopped(dev, runs, capsys):
+    names = [row.name for row in dev.matrix_rows()]
+    runs.codes = {names[2]: "stopped"}
+    assert matrix(dev) == 130 and runs == names[:3]
+    runs.clear()
+    runs.codes = {}
+    assert matrix(dev) == 0 and runs == names[2:]
+    assert f"| {names[0]} | 3 | 0 | 1 | 7 |" in capsys.readouterr().out
+
+
+def test_what_failed_is_run_again(dev, runs, capsys):
+    names = [row.name for row in dev.matrix_rows()]
+    runs.codes = {names[1]: 2}
+    assert matrix(dev) == 1
+    assert "ended with 2" in capsys.readouterr().out
+    runs.clear()
+    assert matrix(dev) == 1 and runs == [names[1]]
+
+
+def test_other_code_is_run_anew(dev, runs, monkeypatch):
+    matrix(dev, "front", "1.39.19")
+    assert runs == ["front end 1.39.19"]
+    monkeypatch.setattr(dev, "state_of_the_code", lambda: "other code")
+    matrix(dev, "front", "1.39.19")
+    assert len(runs) == 2
+
+
+def test_a_row_that_is_not_there_is_named_with_those_that_are(dev, runs, capsys):
+    assert matrix(dev, "1.2.3") == 1
+    said = capsys.readouterr().err
+    assert "No row is called 1.2.3" in said and "front end 1.39.19" in said
+
+
+def test_the_state_of_the_code_is_the_commit_and_every_change_since(dev, tmp_path, monkeypatch):
+    def git(*arguments):
+        names = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *names, *arguments], cwd=tmp_path / "code", check=True, capture_output=True)
+
+    (tmp_path / "code").mkdir()
+    file, other = tmp_path / "code" / "file", tmp_path / "code" / "other"
+    monkeypatch.setattr(dev, "ROOT", tmp_path / "code")
+    file.write_text("one")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    states = [dev.state_of_the_code()]
+    for path, text in ((file, "two"), (other, "new"), (other, "newer")):
+        path.write_text(text)
+        states.append(dev.state_of_the_code())
+    assert len({*states}) == 4
+    file.write_text("one")
+    other.unlink()
+    assert dev.state_of_the_code() == states[0]
+
+
+def test_the_counts_are_those_of_pytests_report(dev, tmp_path):
+    (tmp_path / "report.xml").write_text(REPORT)
+    assert dev.counts(tmp_path / "report.xml") == {"passed": 2, "failed": 3, "skipped": 4}
 
 
 # ---- the virtual environment -----------------------------------------------------------------------------------

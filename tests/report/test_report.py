@@ -158,11 +158,17 @@ def light(name):
     return getattr(THEMES["light"], name)
 
 
+# The dark theme draws the same in other colours.
+MANY_COLOURS = ("64", "3 verifiers", "drafts, previews and finals of 3 images", "reported of 3 images")
+each_log = pytest.mark.parametrize(
+    ("log", "theme"), [(log, "light") for log in LOGS] + [(log, "dark") for log in MANY_COLOURS]
+)
+
+
 # Score curve
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("log", LOGS)
+@each_log
 def test_any_log_has_a_curve_with_nothing_cut_off(log, theme):
     picture = score_curve(LOGS[log](), theme)
     assert (picture.mode, picture.width) == ("RGB", 1200)
@@ -437,8 +443,7 @@ def test_both_axes_are_two_panels_of_one_picture(drawn):
     assert one[-1][0] == two[-1][0]
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("log", LOGS)
+@each_log
 def test_any_log_has_a_curve_over_both_axes(log, theme):
     assert border_is_empty(score_curve(LOGS[log](), theme, "both"), THEMES[theme].background)
 
@@ -453,8 +458,7 @@ def test_unknown_themes_and_axes_are_named():
 # Contact sheet
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("log", LOGS)
+@each_log
 def test_any_log_has_a_contact_sheet_with_nothing_cut_off(log, theme):
     picture = contact_sheet(LOGS[log](), theme)
     assert picture.mode == "RGB"

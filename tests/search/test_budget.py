@@ -110,6 +110,7 @@ def test_every_item_of_a_batch_has_to_reach_the_target():
     assert [all(item[index] >= 0.15 for item in best) for index in (-2, -1)] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_search_ends_at_its_target(name):
     log = search(ALGORITHMS[name], SyntheticEngine(smooth), budget=Budget(80, target=0.15)).log

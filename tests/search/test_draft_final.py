@@ -94,6 +94,7 @@ def test_stock_is_a_final_and_rendered_in_full_once(inner):
     assert stock == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("inner", INNER, ids=lambda inner: inner.name)
 def test_the_best_drafts_of_each_item_become_finals(inner, rows):

@@ -33,21 +33,25 @@ def random_search():
     return {landscape: best(RandomSearch(), landscape) for landscape in (smooth, white)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck", [STUCK[0], STUCK[2]])
 @pytest.mark.parametrize("angle", [18.0, 30.0])
 def test_climbing_beats_random_search_where_neighbours_score_alike(random_search, angle, stuck):
     assert advantage(best(ZeroOrderSearch(angle=angle, stuck=stuck), smooth), random_search[smooth]) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck", STUCK)
 def test_climbing_gains_nothing_where_neighbours_are_strangers(random_search, stuck):
     assert abs(advantage(best(ZeroOrderSearch(stuck=stuck), white), random_search[white])) < 3
 
 
+@pytest.mark.slow
 def test_drafts_beat_random_search_where_they_foretell_the_finals(random_search):
     assert advantage(best(DraftAndFinal(), smooth), random_search[smooth]) > 2
 
 
+@pytest.mark.slow
 def test_drafts_do_harm_where_they_foretell_nothing(random_search):
     assert advantage(best(DraftAndFinal(), white), random_search[white]) < -2
 

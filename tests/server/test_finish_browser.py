@@ -1,5 +1,4 @@
-"""Finish now and the stored searches in ComfyUI's real front end: classic canvas and Nodes 2.0, this front end and an
-older one."""
+"""Finish now and the stored searches in ComfyUI's real front end, on the classic canvas and in Nodes 2.0."""
 
 import json
 import os
@@ -11,7 +10,8 @@ import frontend
 import pytest
 from graphs import fused
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+# The front end is a package of its own, the same under every ComfyUI; what the server tells it, test_server.py checks.
+pytestmark = [pytest.mark.any_host, pytest.mark.comfyui, pytest.mark.slow]
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "Search the noise (demo).json"
 CANDIDATES = 4096  # far more than anybody waits for: such a search ends because it is asked to
@@ -59,19 +59,15 @@ MAKE_NARROW = """() => {
 BUTTON = ".noise-search-finish"
 
 
-@pytest.fixture(scope="module", params=["this front end", "the older front end"])
-def front_server(request, tmp_path_factory):
-    """A ComfyUI with the environment's front end, or with another one."""
-    comfy, arguments = os.environ.get("COMFYUI_PATH"), []
+@pytest.fixture(scope="module")
+def front_server(tmp_path_factory):
+    """A ComfyUI with a store."""
+    comfy = os.environ.get("COMFYUI_PATH")
     if not comfy:
         pytest.skip("COMFYUI_PATH is not set")
-    if request.param == "the older front end":
-        if not (pages := os.environ.get(frontend.OTHER)):
-            pytest.skip(f"{frontend.OTHER}, a folder with another front end, is not set; `dev.py test` sets it")
-        arguments = ["--front-end-root", pages]
     from comfy_server import ComfyServer
 
-    with ComfyServer(Path(comfy), tmp_path_factory.mktemp("comfyui"), *arguments, store=True) as running:
+    with ComfyServer(Path(comfy), tmp_path_factory.mktemp("comfyui"), store=True) as running:
         yield running
 
 

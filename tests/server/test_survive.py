@@ -20,7 +20,11 @@ pytest.importorskip("comfy")
 from comfy_server import ComfyServer
 from noise_search.host.memory.store import Store
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")]
+pytestmark = [
+    pytest.mark.any_host,
+    pytest.mark.comfyui,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 8

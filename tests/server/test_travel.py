@@ -504,18 +504,6 @@ SMALL = """() => {
 WAIT = 180_000
 
 
-@pytest.fixture(scope="module", params=["this front end", "the older front end"])
-def front_server(request, tmp_path_factory):
-    if request.param == "this front end":
-        yield request.getfixturevalue("server")
-        return
-    pages = os.environ.get(frontend.OTHER)
-    if not pages:
-        pytest.skip(f"{frontend.OTHER}, a folder with another front end, is not set; `dev.py test` sets it")
-    with start(tmp_path_factory.mktemp("older") / "home", "--front-end-root", pages) as running:
-        yield running
-
-
 def queue(page, server):
     """Queues what is open and waits: (logs, bytes of the saved picture)."""
     page.evaluate(QUEUE)
@@ -529,15 +517,15 @@ def queue(page, server):
 
 
 @pytest.mark.slow
-def test_a_picture_dropped_into_the_front_end_and_queued_is_made_again(chromium, front_server):
-    page = frontend.FrontEnd(chromium, front_server.url).page
+def test_a_picture_dropped_into_the_front_end_and_queued_is_made_again(chromium, server):
+    page = frontend.FrontEnd(chromium, server.url).page
     page.evaluate(WATCH)
     page.evaluate("workflow => app.loadGraphData(workflow)", json.loads(EXAMPLE.read_text("utf-8")))
     page.evaluate(SMALL)
-    [searched], picture = queue(page, front_server)
+    [searched], picture = queue(page, server)
     page.evaluate(EMPTY)
     assert page.evaluate(DROP, list(picture)) > 0
-    [remade], again = queue(page, front_server)
+    [remade], again = queue(page, server)
     page.close()
     assert len(searched["candidates"]) == 3
     assert int(searched["winners"][0]["seed"]) > LARGE

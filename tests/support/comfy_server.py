@@ -79,6 +79,8 @@ class ComfyServer:
         self.command = [sys.executable, str(comfy / "main.py"), "--cpu", "--port", str(self.port)]
         self.command += ["--base-directory", str(home), "--database-url", f"sqlite:///{home / 'comfyui.db'}"]
         self.command += ["--disable-auto-launch", "--disable-api-nodes", "--log-stdout", *arguments]
+        if pages := os.environ.get("NOISE_SEARCH_FRONT_END"):  # `dev.py test --front-end` sets it
+            self.command += ["--front-end-root", pages]
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> ComfyServer:

@@ -18,7 +18,6 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Nothing that a first-time visitor is greeted with, and nothing that lies over the canvas; the classic canvas.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
 NODES_2 = {"Comfy.VueNodes.Enabled": True}
-OTHER = "NOISE_SEARCH_FRONT_END"  # the folder of another front end than the environment's; dev.py test sets it
 READY = "window.app?.graph && window.app.extensionManager && document.querySelector('canvas')"
 
 

@@ -207,6 +207,7 @@ def test_its_identity_is_of_the_weights_and_not_of_names(clip, siglip, tmp_path)
     assert len(identities) == 6
 
 
+@pytest.mark.comfyui
 class TestInComfyUI:
     @pytest.fixture(autouse=True)
     def models(self, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ pytest.importorskip("comfy")
 import comfy.model_management as mm
 from noise_search.host.judging.hosted import HostedVerifier
 
+pytestmark = pytest.mark.comfyui
 PROMPT = "two small squares above a circle"
 LONG = "a red circle above a blue square, " * 300
 VLMS = ("vlm_grader", "vqa_score")

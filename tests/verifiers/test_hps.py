@@ -152,6 +152,7 @@ def test_its_identity_knows_version_and_precision(checkpoint, model, tmp_path):
     assert len(identities) == 4 and verifier.identity().startswith("hps:")
 
 
+@pytest.mark.comfyui
 class TestInComfyUI:
     @pytest.fixture(autouse=True)
     def models(self, checkpoint, tmp_path, monkeypatch):

@@ -302,6 +302,7 @@ class TestFiles:
             gc.enable()
 
 
+@pytest.mark.comfyui
 class TestInComfyUI:
     @pytest.fixture(autouse=True)
     def models(self, tmp_path, monkeypatch):

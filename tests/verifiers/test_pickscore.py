@@ -162,6 +162,7 @@ def test_the_wrong_file_is_named_with_the_right_one(folder, tmp_path, make):
         PickScore.load(path)
 
 
+@pytest.mark.comfyui
 class TestInComfyUI:
     @pytest.fixture(autouse=True)
     def comfyui(self):

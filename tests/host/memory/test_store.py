@@ -28,6 +28,8 @@ from noise_search.search.recipe import Recipe, Rotate
 from noise_search.search.remember import Spent
 from remembered import Red
 
+pytestmark = pytest.mark.any_host
+
 STEPS, SEED, CANDIDATES = 6, 20, 6
 FIRST_VERSION = Path(__file__).resolve().parents[2] / "assets" / "store-v1.sqlite3"  # of the same search, 3 candidates
 ALGORITHMS = {

@@ -486,8 +486,8 @@ def cases():
     return mixing_benchmark.cases((model, conditioning), steps=5)
 
 
-# Of each kind one or two; benchmarks/mixing.py has all.
-MIXING = (
+# Of each kind one or two; the others take too long.
+EVERY_DAY = (
     "TomePatchModel",
     "HyperTile",
     "self-attention shared with the first row",
@@ -503,13 +503,21 @@ MIXING = (
 )
 
 
-@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.any_host
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.sweep)
+        for name in (*patches.UNET_MIXING, *patches.MIXING)
+    ],
+)
 def test_a_patch_that_mixes_rows_makes_no_other_win_unsaid(cases, name):
     mixes, make = cases[name]
     counts = mixing_benchmark.count(make, 20, candidates=4, batch=3, unchecked=False)
     assert mixes and counts.silent == 0
 
 
+@pytest.mark.any_host
 def test_patches_that_mix_nothing_are_not_warned_about(cases):
     harmless = [name for name, (mixes, _) in cases.items() if not mixes]
     counts = {name: mixing_benchmark.count(cases[name][1], 1, 4, 3, unchecked=False) for name in harmless}
