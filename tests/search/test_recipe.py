@@ -405,7 +405,7 @@ def test_what_is_kept_of_other_latents_is_not_taken_for_this_one():
 def test_a_candidate_one_move_on_costs_one_move():
     """However many moves and ways lie behind the items."""
     kept, shape = recipe_module.Kept(2**24), (16, 4, 8, 8)
-    draw(shape, 0, rows=[1])  # how torch draws is looked at once
+    recipe_module.in_blocks()  # which draws too, once
     for candidate in chain(16, 30):
         with Work() as counted:
             noises(candidate, shape, kept=kept)

@@ -14,6 +14,7 @@ import argparse
 import ast
 import atexit
 import difflib
+import gc
 import hashlib
 import json
 import os
@@ -193,7 +194,10 @@ def in_child(folder: Path, work: Callable[[], int], limit: float | None = None) 
 
 
 def run_pytest(arguments: list[str], plugin: object) -> int:
-    return int(pytest.main([*arguments, "-q", "-p", "no:cacheprovider", "--rootdir", os.getcwd()], [plugin]))
+    """Without what takes seconds to start and says only how a test failed."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    plain = ("-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--rootdir", os.getcwd())
+    return int(pytest.main([*arguments, *plain], [plugin]))
 
 
 @dataclass(frozen=True)
@@ -273,12 +277,13 @@ def import_once() -> None:
         import comfy_api.latest  # noqa: F401
 
         import nodes  # noqa: F401
+    gc.freeze()  # nothing of this is garbage
 
 
 def tried(folder: Path, module: cst.Module, mutant: Mutant, code: str, covering: Covering) -> str:
     batches, file, status = covering.of(mutant.path, mutant.line), folder / mutant.path, 0
     try:
-        file.write_text(code, encoding="utf-8")
+        write(file, code)
         for tests in batches:
             files = sorted({test.partition("::")[0] for test in tests})
             status = in_child(
@@ -287,8 +292,15 @@ def tried(folder: Path, module: cst.Module, mutant: Mutant, code: str, covering:
             if status != 0:
                 return TIMED_OUT if status is None else FOUND
     finally:
-        file.write_text(module.code, encoding="utf-8")
+        write(file, module.code)
     return SURVIVED if batches else UNTESTED
+
+
+def write(file: Path, code: str) -> None:
+    """Without what Python compiled of it, which it would take for the new file where the size is the same."""
+    file.write_text(code, encoding="utf-8")
+    for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def change(module: cst.Module, code: str) -> str:
@@ -321,7 +333,6 @@ def main() -> int:
     parser.add_argument("--line", type=int, help="only the mutants of this line, all of them")
     options = parser.parse_args()
     options.tests = options.tests or sorted({*map(tests_of, options.paths)})
-    sys.dont_write_bytecode = True
     work = Path(tempfile.mkdtemp(prefix="mutants-"))
     atexit.register(shutil.rmtree, work, ignore_errors=True)
     folder = work / "pack"
