@@ -185,3 +185,18 @@ def test_a_large_file_is_read_in_samples_once(home, monkeypatch):
     put(path, bytes(size + 1))
     assert contents(graph, "1") != first
     assert json.loads(json.dumps(first)) == first
+
+
+def test_the_hashes_stay_those_that_saved_pictures_carry(home):
+    """Were a file read in other blocks, every picture saved before would be searched anew."""
+    models = home.here / "models/checkpoints"
+    put(models / "small.safetensors", b"small")
+    with open(models / "large.safetensors", "wb") as large:
+        for part in range(66):
+            large.seek(part * 2**20 + 77 * part)
+            large.write(bytes([part + 1]) * 1000)
+    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="small.safetensors", more="large.safetensors")}
+    assert contents(graph, "1") == {
+        "small.safetensors": "3ce5bc56199884d5",
+        "large.safetensors": "08a479f95369badf",
+    }

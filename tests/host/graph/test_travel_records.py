@@ -1,12 +1,14 @@
 """What a workflow keeps of the winners, and whom it is for: read and written without a server."""
 
 import copy
+import json
+import math
 
 import pytest
 
 pytest.importorskip("comfy")
 
-from noise_search.host.graph.travel import MOST_RANKS, MOST_RUNS, Winners, find, leave, replaced
+from noise_search.host.graph.travel import MOST_RANKS, MOST_RUNS, Winners, difference, find, leave, replaced
 from noise_search.search.recipe import Recipe
 
 PROMPT = {
@@ -93,3 +95,46 @@ def test_a_workflow_that_is_none_keeps_nothing_or_what_it_can(workflow):
     holds = isinstance(workflow, dict) and isinstance(workflow["extra"], dict)
     assert find(workflow, PROMPT, "3", 0) == (found(5) if holds else None)
     assert holds or workflow == before
+
+
+def test_a_seed_that_a_browser_rounds_is_the_same_search_and_no_other_is():
+    seed, rounded = 2**60 + 1, int(float(2**60 + 1))
+    exact, browsers, other = (
+        changed("3", inputs={"model": ["1", 0], "positive": ["2", 0], "seed": one})
+        for one in (seed, rounded, seed + 512)
+    )
+    workflow = {}
+    leave(workflow, exact, "3", 0, found(seed), dict)
+    assert find(workflow, exact, "3", 0) == find(workflow, browsers, "3", 0) == found(seed)
+    assert find(workflow, other, "3", 0) is None
+
+
+def test_a_verifier_that_was_dropped_leaves_a_workflow_that_every_browser_reads():
+    workflow = saved(Winners(((Recipe(5),),), ((0.5, math.nan),)))
+    read = find(json.loads(json.dumps(workflow, allow_nan=False)), PROMPT, "3", 0)
+    assert read.scores[0][0] == 0.5 and math.isnan(read.scores[0][1])
+
+
+SAVED = Winners(((Recipe(5),),), ((0.5, 7.0),), (bytes([100] * 12),))
+
+
+@pytest.mark.parametrize(
+    ("scores", "shade", "said"),
+    [
+        (((0.5, 7.0),), 100, ""),
+        (((0.51, 7.0),), 102, ""),  # as far apart as they may be
+        (((0.515, 7.0),), 100, "it scores 0.515, 7 here and 0.5, 7 when it was saved"),
+        (((0.5, 17.0),), 100, ""),  # of a verifier that does not repeat itself
+        (((0.5,),), 100, "it scores 0.5 here and 0.5, 7 when it was saved"),
+        (((0.5, 7.0),), 103, "its colours are off by 3 of 255"),
+        (((0.4, 7.0),), 90, "it scores 0.4, 7 here and 0.5, 7 when it was saved and its colours are off by 10 of 255"),
+    ],
+)
+def test_what_tells_a_winner_from_the_saved_one(scores, shade, said):
+    assert difference(SAVED, scores, [bytes([shade] * 12)], [0.0101, math.inf]) == said
+
+
+def test_a_picture_of_another_size_is_another_and_an_old_record_has_none():
+    assert difference(SAVED, SAVED.scores, [bytes(9)], [0.01, 0.01]) == "its colours are off by 255 of 255"
+    old = Winners(SAVED.recipes, SAVED.scores)
+    assert difference(old, SAVED.scores, [bytes(9)], [0.01, 0.01]) == ""
