@@ -1,4 +1,4 @@
-"""What a node raises, as the user is shown it."""
+"""What a node raises, as the user is shown it, and what is not for this pack to handle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
+
 PACK = __package__.rpartition(".")[0]
+
+
+def is_cancel(error: BaseException) -> bool:
+    """Whether somebody pressed Cancel: that goes up to ComfyUI. Older hosts raise an Exception for it."""
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
 
 
 def plain(error: Exception) -> Exception | None:

@@ -67,6 +67,7 @@ LEAVE_BEHIND = frozenset(
         *("WanUni3CControlnetApply", "ZImageFunControlnet"),
     }
 )
+RANDOM_NOISE = ("nodes_custom_sampler", "Noise_RandomNoise")  # the module and class of a NOISE that is a seed
 MIXING = dict(MIXES.values())  # module -> what the log calls it
 CACHE = "cache"  # in the name of what a cache puts into `transformer_options`: EasyCache, LazyCache, TeaCache
 
@@ -97,8 +98,9 @@ FILLED_IN = re.compile(
 
 # The store's key. By class, what changes on objects while they are used, or says where they are, and not what they
 # make.
+GUIDER = "comfy.samplers.CFGGuider"
 PASSING: dict[str, frozenset[str]] = {
-    "comfy.samplers.CFGGuider": frozenset({"conds", "inner_model", "loaded_models"}),
+    GUIDER: frozenset({"conds", "inner_model", "loaded_models"}),
     "comfy.controlnet.ControlBase": frozenset(
         {
             *("cond_hint", "control_input", "extra_concat", "timestep_range", "model_sampling_current"),
@@ -173,6 +175,12 @@ LIBRARIES = (
     ),
     *("transformers", "tokenizers", "sentencepiece", "open_clip_torch", "ftfy", "timm", "numpy", "pillow", "gguf"),
 )
+
+
+def home(value: object) -> str:
+    """The module that a class or function comes from, without what stands in front. A server loads ComfyUI's own files
+    of nodes one by one: there a module is called by the file's path, and is another one than what an import gives."""
+    return re.split(r"[./\\]", str(getattr(value, "__module__", "")))[-1]
 
 
 def kinds(value: object) -> list[str]:

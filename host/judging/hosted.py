@@ -19,6 +19,7 @@ from ...verifiers.clip_files import DualEncoder
 from ...verifiers.descriptor import Entry
 from ...verifiers.preprocess import Preprocess
 from ...verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
+from ..errors import is_cancel
 from ..sampling.out_of_memory import is_oom
 from .folders import SHELVES, Shelf, checked, clip_vision_files, stamped
 
@@ -328,4 +329,4 @@ def _label(name: str, chosen: str) -> str:
 
 def _passes(error: Exception) -> bool:
     """Interrupts and running out of memory are ComfyUI's to handle, so they must keep their type."""
-    return isinstance(error, mm.InterruptProcessingException) or is_oom(error)
+    return is_cancel(error) or is_oom(error)

@@ -23,7 +23,8 @@ from ...search.engine import Recipes
 from ...search.recipe import SEED_RANGE, Recipe
 from ...search.run import BatchesMix
 from ...verifiers.console import logger
-from ..known import CACHE, MIXING
+from ..errors import is_cancel
+from ..known import CACHE, MIXING, home
 from .noise import initial_noise
 from .out_of_memory import is_oom, with_memory
 from .stock import Sampling
@@ -165,9 +166,9 @@ class Batches:
         before, started = sampling.evaluations.rows, time.perf_counter()
         try:
             return work()
-        except mm.InterruptProcessingException:  # an Exception on older hosts
-            raise
         except Exception as error:
+            if is_cancel(error):
+                raise
             oom, cause = is_oom(error), f"{type(error).__name__}: {error}"
         # Outside of the handler: the traceback would keep the tensors.
         self._extra(sampling, before, started)
@@ -389,7 +390,7 @@ def _guided_by(guider: Any) -> list[str]:
     options = guider.model_options
     functions = [type(guider), options.get("sampler_cfg_function")]
     functions += [*options.get("sampler_pre_cfg_function", ()), *options.get("sampler_post_cfg_function", ())]
-    return [str(getattr(function, "__module__", "")).rpartition(".")[2] for function in functions]
+    return list(map(home, functions))
 
 
 def _has_rows(value: Any) -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import comfy.model_management as mm
+import comfy.nested_tensor
 import torch
 
 from ...search.comparisons import Sight
@@ -314,8 +315,6 @@ def split(images: torch.Tensor, rows: int) -> list[torch.Tensor]:
 def take_row(samples: Any, row: int) -> Any:
     """Item `row` of a latent batch, as a batch of one."""
     if samples.is_nested:
-        import comfy.nested_tensor
-
         return comfy.nested_tensor.NestedTensor([part[row : row + 1].clone() for part in samples.unbind()])
     return samples if samples.shape[0] == 1 else samples[row : row + 1].clone()
 
@@ -325,8 +324,6 @@ def join_rows(rows: Sequence[Any]) -> Any:
     if len(rows) == 1:
         return rows[0]
     if rows[0].is_nested:
-        import comfy.nested_tensor
-
         return comfy.nested_tensor.NestedTensor(
             [torch.cat(parts) for parts in zip(*(row.unbind() for row in rows), strict=True)]
         )

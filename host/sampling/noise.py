@@ -11,9 +11,16 @@ import comfy.sample
 import torch
 
 from ...search.recipe import Kept, Recipe, Rotate, draw, noises, one_draw
+from ..known import RANDOM_NOISE, home
 
 MOST_DRAWN = 2**26  # numbers of one draw that is held whole where the latent is smaller: 256 MB
 KEPT = Kept(2**27)  # bytes: 128 noises of FLUX's usual size
+
+
+def let_noises_go() -> None:
+    """Between searches nothing is kept: the next one turns noises of its own."""
+    KEPT.noises.clear()
+    KEPT.bytes = 0
 
 
 def check_cancel() -> None:
@@ -124,11 +131,10 @@ class NearNoise:
 
 def recipes_of(noise: Any) -> tuple[Recipe, ...] | None:
     """The recipes behind a NOISE, or None where it came from a node that does not say how it was made."""
-    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
-
     if isinstance(noise, RecipeNoise):
         return noise.recipes
-    return (Recipe.from_seed(noise.seed),) if isinstance(noise, Noise_RandomNoise) else None
+    kind = type(noise)
+    return (Recipe.from_seed(noise.seed),) if (home(kind), kind.__qualname__) == RANDOM_NOISE else None
 
 
 def candidates(seed: int, count: int, near: Any = None, angle: float = 18.0) -> tuple[list[Any], list[int]]:

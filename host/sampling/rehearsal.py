@@ -21,6 +21,8 @@ import comfy.sample
 import numpy as np
 import torch
 
+from ..errors import is_cancel
+
 KEY = "noise_search_rehearsal"
 ALIKE = 1e-3  # of the largest value: what rounding makes of the same, and noise of the sampler never
 MOST_CALLS = 400  # and as many as this for every step: a sampler that chooses its steps may never come to an end
@@ -103,9 +105,9 @@ class Rehearsal:
         with untouched_generators(self.sampling.model.load_device):
             try:
                 self.play(self.noise(), self.samples, seed)
-            except mm.InterruptProcessingException:  # an Exception on older hosts
-                raise
-            except Exception:
+            except Exception as error:
+                if is_cancel(error):
+                    raise
                 return False
         return True
 

@@ -14,16 +14,19 @@ from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.nested_tensor
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
+import comfy.utils
 import torch
 
 from ...search.engine import coarser
 from ...search.recipe import SEED_RANGE, Recipe
 from ...verifiers.console import logger
 from ..demo import check_latent
-from ..known import MOTION_MODELS, NO_PICTURES, RATIO_KEYS, VIDEO_MODELS, kinds
+from ..errors import is_cancel
+from ..known import GUIDER, MOTION_MODELS, NO_PICTURES, PASSING, RATIO_KEYS, VIDEO_MODELS, kinds
 from .noise import initial_noise
 from .out_of_memory import with_memory
 from .rehearsal import Rehearsal
@@ -110,7 +113,9 @@ class Sampling:
         self.to_intermediate_dtype = to_intermediate_dtype
 
     @classmethod
-    def ksampler(cls, model, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=1.0) -> Sampling:
+    def ksampler(
+        cls, model, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=1.0
+    ) -> Sampling:
         """What `nodes.common_ksampler` does with these inputs, for any number of noises."""
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
@@ -133,10 +138,10 @@ class Sampling:
             "sigmas": stock.sigmas.tolist(),
         }
         sampler = comfy.samplers.sampler_object(sampler_name)
-        return cls(guider, sampler, stock.sigmas, latent, settings, to_intermediate_dtype=True)
+        return cls(guider, sampler, stock.sigmas, latent_image, settings, to_intermediate_dtype=True)
 
     @classmethod
-    def advanced(cls, guider, sampler, sigmas, latent) -> Sampling:
+    def advanced(cls, guider, sampler, sigmas, latent_image) -> Sampling:
         """What SamplerCustomAdvanced does with these inputs, for any number of noises."""
         name = getattr(getattr(sampler, "sampler_function", sampler), "__name__", type(sampler).__name__)
         settings = {
@@ -148,7 +153,7 @@ class Sampling:
         cfg = getattr(guider, "cfg", None)
         if isinstance(cfg, (int, float)) and math.isfinite(cfg):
             settings["cfg"] = cfg
-        return cls(guider, sampler, sigmas, latent, settings)
+        return cls(guider, sampler, sigmas, latent_image, settings)
 
     @property
     def rows(self) -> int:
@@ -187,9 +192,9 @@ class Sampling:
         """The answer, or None where the sampler cannot be tried without its model."""
         try:
             return with_memory(lambda: question(Rehearsal(self)), "trying the sampler")
-        except comfy.model_management.InterruptProcessingException:  # an Exception on older hosts
-            raise
         except Exception as error:  # samplers come from any pack
+            if is_cancel(error):
+                raise
             name = self.settings.get("sampler", "the sampler")
             cause = f"{type(error).__name__}: {error}"
             log_to_console.warning("Noise Search: %s could not be tried without a model (%s)", name, cause)
@@ -276,6 +281,7 @@ class Sampling:
             if callback is not None:
                 callback(step, x0, x, total_steps)
 
+        before = [(guider, set(vars(guider))) for guider in guiders_in(self.guider)]
         try:
             samples = self.guider.sample(
                 noise,
@@ -288,8 +294,9 @@ class Sampling:
                 seed=self._last_seed if seed == LAST_SEED else seed,
             )
         finally:
-            for name in ("conds", "inner_model", "loaded_models"):  # the host leaves these behind when interrupted
-                self.guider.__dict__.pop(name, None)
+            for guider, had in before:  # the host leaves these behind when interrupted
+                for name in PASSING[GUIDER] - had:
+                    guider.__dict__.pop(name, None)
         return samples, last.get("x0")
 
     def finished(self, samples: Any, x0: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -303,11 +310,18 @@ class Sampling:
     def _denoised(self, x0: Any, samples: Any) -> Any:
         if not samples.is_nested or x0.is_nested:
             return self.guider.model_patcher.model.process_latent_out(x0.cpu())
-        import comfy.nested_tensor  # older hosts hand the callback one flat tensor for several
-        import comfy.utils
-
+        # older hosts hand the callback one flat tensor for several
         flat = self.guider.model_patcher.model.process_latent_out(x0.cpu())
         return comfy.nested_tensor.NestedTensor(comfy.utils.unpack_latents(flat, [t.shape for t in samples.unbind()]))
+
+
+def guiders_in(guider: Any) -> list[Any]:
+    """A guider, and those that it keeps in its attributes and works with."""
+    inner = lambda one: [part for part in vars(one).values() if GUIDER in kinds(part)]  # noqa: E731
+    found = [guider]
+    for one in found:
+        found += [part for part in inner(one) if all(part is not known for known in found)]
+    return found
 
 
 def takes_frames(model: Any) -> bool:

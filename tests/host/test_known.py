@@ -1,10 +1,12 @@
 """What `host/known.py` says of ComfyUI, beside the ComfyUI at hand: a new one is noticed, and names are still there."""
 
+import asyncio
 import importlib
 import os
 from pathlib import Path
 
 import pytest
+import torch
 from noise_search.host import known
 from sampling_nodes import sampling_nodes
 
@@ -123,6 +125,59 @@ def test_a_known_node_that_begins_to_leave_something_behind_is_noticed(tmp_path)
     source = SOURCE.replace("NewNode", "RescaleCFG").replace("{line}", code)
     [sentence] = [one for one in complaints(comfyui_with(tmp_path, source)) if "RescaleCFG" in one]
     assert "LEAVE_BEHIND" in sentence
+
+
+@pytest.fixture
+def as_a_server_loads_it(monkeypatch):
+    """A file of ComfyUI's own nodes, loaded by ComfyUI's own function: node id -> class."""
+    pytest.importorskip("comfy")
+    import nodes
+
+    def load(name):
+        monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {})
+        monkeypatch.setattr(nodes, "NODE_DISPLAY_NAME_MAPPINGS", {})
+        file = Path(os.environ["COMFYUI_PATH"]) / "comfy_extras" / f"{name}.py"
+        assert asyncio.run(nodes.load_custom_node(str(file), module_parent="comfy_extras"))
+        return nodes.NODE_CLASS_MAPPINGS
+
+    return load
+
+
+def made_by(function, model):
+    out = function(model)
+    return getattr(out, "args", out)[0]
+
+
+def test_what_mixes_is_known_in_a_server_too(as_a_server_loads_it, demo):
+    """There a function's module is called by the path of its file."""
+    import comfy.samplers
+    from noise_search.host.sampling.batching import obstacle_around
+    from noise_search.host.sampling.stock import Sampling
+
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    conds = demo.positive, demo.negative
+    setups = {
+        "Mahiro": ("nodes_mahiro", lambda node: made_by(node.execute, demo.model)),
+        "VideoLinearCFGGuidance": ("nodes_video_model", lambda node: node().patch(demo.model, 1.0)[0]),
+    }
+    for node_id, (file, patch) in setups.items():
+        model = patch(as_a_server_loads_it(file)[node_id])
+        sampling = Sampling.ksampler(model, 4, 3.0, "euler", "simple", *conds, latent)
+        assert known.MIXES[node_id][1] in (obstacle_around(sampling) or ""), node_id
+    guider = made_by(
+        lambda model: as_a_server_loads_it("nodes_perpneg")["PerpNegGuider"].execute(model, *conds, conds[1], 3.0, 1.0),
+        demo.model,
+    )
+    sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.5, 0.2, 0.0])
+    assert "Perp-Neg" in (obstacle_around(Sampling.advanced(guider, sampler, sigmas, latent)) or "")
+
+
+def test_a_seed_s_noise_is_known_in_a_server_too(as_a_server_loads_it):
+    from noise_search.host.sampling.noise import recipes_of
+    from noise_search.search.recipe import Recipe
+
+    node = as_a_server_loads_it("nodes_custom_sampler")["RandomNoise"]
+    assert recipes_of(made_by(node.execute, 7)) == (Recipe.from_seed(7),)
 
 
 def test_the_classes_that_are_named_are_there():
