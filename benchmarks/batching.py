@@ -29,7 +29,7 @@ from noise_search.host.demo import load_generator  # noqa: E402
 from noise_search.host.judging.hosted import load_demo_verifier  # noqa: E402
 from noise_search.host.sampling import batching  # noqa: E402
 from noise_search.host.sampling.stock import Sampling  # noqa: E402
-from noise_search.host.search import comfyui_version  # noqa: E402
+from noise_search.host.versions import comfyui_version  # noqa: E402
 from noise_search.search.recipe import Recipe  # noqa: E402
 
 PROMPT = "a red circle above a blue square"

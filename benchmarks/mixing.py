@@ -21,10 +21,12 @@ from typing import Any
 
 import batching as rounding  # the benchmark of samplers: it sets ComfyUI up
 import torch
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling import batching
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, comfyui_version, search
+from noise_search.host.search import run_node as search
+from noise_search.host.versions import comfyui_version
 from noise_search.search.recipe import Recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))  # for the tiny models

@@ -28,12 +28,14 @@ if "comfy" not in sys.modules:
     comfy_args.cpu = True  # before comfy.model_management is imported
 
 from noise_search.host.demo import load_generator  # noqa: E402
+from noise_search.host.graph.graph import Graph  # noqa: E402
 from noise_search.host.judging.hosted import load_demo_verifier  # noqa: E402
 from noise_search.host.memory.key import search_key  # noqa: E402
 from noise_search.host.memory.store import Store  # noqa: E402
 from noise_search.host.sampling.engine import Options  # noqa: E402
 from noise_search.host.sampling.stock import Sampling  # noqa: E402
-from noise_search.host.search import Graph, host_info, search  # noqa: E402
+from noise_search.host.search import run_node as search  # noqa: E402
+from noise_search.host.versions import host_info  # noqa: E402
 
 PROMPT = "a red circle above a blue square"
 CANDIDATES, STEPS, SIDE = 16, 16, 16

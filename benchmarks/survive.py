@@ -43,12 +43,14 @@ comfy_args.cpu = True  # before comfy.model_management is imported
 
 import comfy.utils  # noqa: E402
 from noise_search.host.demo import load_generator  # noqa: E402
+from noise_search.host.graph.graph import Graph  # noqa: E402
 from noise_search.host.memory.store import Store  # noqa: E402
+from noise_search.host.pictures import pixels_sha256  # noqa: E402
 from noise_search.host.progress import SearchProgress  # noqa: E402
 from noise_search.host.sampling.engine import Options  # noqa: E402
 from noise_search.host.sampling.stock import Sampling  # noqa: E402
-from noise_search.host.search import Graph, comfyui_version, pixels_sha256  # noqa: E402
-from noise_search.host.search import search as run_search  # noqa: E402
+from noise_search.host.search import run_node as run_search  # noqa: E402
+from noise_search.host.versions import comfyui_version  # noqa: E402
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal  # noqa: E402
 from noise_search.search.algorithms.paths import SearchOverPaths  # noqa: E402
 from noise_search.search.algorithms.random_search import RandomSearch  # noqa: E402

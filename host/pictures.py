@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,6 +22,11 @@ def as_saved(image: torch.Tensor) -> np.ndarray:
     """The pixels of an image [H, W, C] as ComfyUI's savers write them: 8 bits, rounded down in the image's own type."""
     image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy does not know
     return np.clip(255.0 * image.detach().cpu().numpy(), 0, 255).astype(np.uint8)
+
+
+def pixels_sha256(image: torch.Tensor) -> str:
+    """SHA-256 of an image [H, W, C] as ComfyUI's savers write it."""
+    return hashlib.sha256(as_saved(image).tobytes()).hexdigest()
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..host.graph.graph import Graph
+from ..host.graph.verifier_prompt import system_text_notes, verifier_prompts
 from ..host.judging.selection import score_images, select
 from ..host.pictures import in_colour
 from ..host.progress import send_text
 from ..host.sampling.noise import RecipeNoise, candidates
-from ..host.search import Graph, system_text_notes, verifier_prompts
 from ..search.judges import judges_of
 from ..search.recipe import from_text
 from . import types

@@ -2,35 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..host.graph.finish import fingerprint
+from ..host.graph.graph import Graph
 from ..host.memory.store import default as default_store
 from ..host.sampling.engine import Options
 from ..host.sampling.stock import Sampling
-from ..host.search import Graph, SearchResult
-from ..host.search import search as run_search
+from ..host.search import run_node
 from . import types
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo]
 
 
-def outputs(cls: type[io.ComfyNode], result: SearchResult, *more) -> io.NodeOutput:
-    return io.NodeOutput(
-        result.latent,
-        result.image,
-        result.noise,
-        result.seed,
-        result.recipe,
-        result.log,
-        result.top_images,
-        *more,
-        ui=ui.PreviewImage(result.image, cls=cls).as_dict() | {"text": [result.text]},
-    )
+class SearchNode(types.Node):
+    """What both search nodes do. sampling: what takes those inputs that belong to the sampler that the node stands for.
+    prompt_behind: the input behind which the prompt is looked for. more_outputs: of the result, after the usual."""
+
+    sampling: ClassVar[Callable[..., Sampling]]
+    prompt_behind: ClassVar[str]
+    more_outputs: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> int:
+        return fingerprint(cls.hidden)
+
+    @classmethod
+    def execute(
+        cls,
+        *,
+        vae,
+        verifier,
+        seed,
+        candidates,
+        prompt,
+        top_k,
+        search=None,
+        budget=None,
+        batch_size=0,
+        frames=8,
+        bad_candidate=types.BAD_CANDIDATES[0],
+        **of_the_sampler,
+    ) -> io.NodeOutput:
+        result = run_node(
+            lambda: cls.sampling(**of_the_sampler),
+            vae,
+            verifier,
+            seed,
+            candidates,
+            prompt,
+            top_k,
+            Graph.of(cls.hidden),
+            cls.prompt_behind,
+            search,
+            budget,
+            Options(batch_size, frames),
+            drop_bad=bad_candidate != types.BAD_CANDIDATES[0],
+            store=default_store(),
+        )
+        return io.NodeOutput(
+            result.latent,
+            result.image,
+            result.noise,
+            result.seed,
+            result.recipe,
+            result.log,
+            result.top_images,
+            *(getattr(result, name) for name in cls.more_outputs),
+            ui=ui.PreviewImage(result.image, cls=cls).as_dict() | {"text": [result.text]},
+        )
 
 
-class SearchKSampler(types.Node):
+class SearchKSampler(SearchNode):
+    sampling = Sampling.ksampler
+    prompt_behind = "positive"
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -90,59 +140,12 @@ class SearchKSampler(types.Node):
             **types.SHOWN_AGAIN,
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, **inputs) -> int:
-        return fingerprint(cls.hidden)
 
-    @classmethod
-    def execute(
-        cls,
-        model,
-        seed,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        latent_image,
-        denoise,
-        vae,
-        verifier,
-        candidates,
-        prompt,
-        top_k,
-        search=None,
-        budget=None,
-        batch_size=0,
-        frames=8,
-        bad_candidate=types.BAD_CANDIDATES[0],
-    ) -> io.NodeOutput:
-        def sampling() -> Sampling:
-            return Sampling.ksampler(
-                model, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
-            )
+class SearchSamplerAdvanced(SearchNode):
+    sampling = Sampling.advanced
+    prompt_behind = "guider"
+    more_outputs = ("denoised",)
 
-        result = run_search(
-            sampling,
-            vae,
-            verifier,
-            seed,
-            candidates,
-            prompt,
-            top_k,
-            Graph.of(cls.hidden),
-            "positive",
-            search,
-            budget,
-            Options(batch_size, frames),
-            drop_bad=bad_candidate != types.BAD_CANDIDATES[0],
-            store=default_store(),
-        )
-        return outputs(cls, result)
-
-
-class SearchSamplerAdvanced(types.Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -182,50 +185,6 @@ class SearchSamplerAdvanced(types.Node):
             hidden=HIDDEN,
             **types.SHOWN_AGAIN,
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **inputs) -> int:
-        return fingerprint(cls.hidden)
-
-    @classmethod
-    def execute(
-        cls,
-        guider,
-        sampler,
-        sigmas,
-        latent_image,
-        seed,
-        vae,
-        verifier,
-        candidates,
-        prompt,
-        top_k,
-        search=None,
-        budget=None,
-        batch_size=0,
-        frames=8,
-        bad_candidate=types.BAD_CANDIDATES[0],
-    ) -> io.NodeOutput:
-        def sampling() -> Sampling:
-            return Sampling.advanced(guider, sampler, sigmas, latent_image)
-
-        result = run_search(
-            sampling,
-            vae,
-            verifier,
-            seed,
-            candidates,
-            prompt,
-            top_k,
-            Graph.of(cls.hidden),
-            "guider",
-            search,
-            budget,
-            Options(batch_size, frames),
-            drop_bad=bad_candidate != types.BAD_CANDIDATES[0],
-            store=default_store(),
-        )
-        return outputs(cls, result, result.denoised)
 
 
 NODES = [SearchKSampler, SearchSamplerAdvanced]

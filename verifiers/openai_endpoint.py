@@ -68,9 +68,9 @@ class Endpoint:
 
     url: of the API ("http://localhost:8080/v1") or of chat/completions itself; http or https. model: the server's name
     for it. key_variable: the environment variable with the key, "" for none. concurrency: requests at the same time.
-    timeout: seconds for one request. max_calls: requests in one search, repeated ones included; search: says which one
-    it is. tries: of one question. check: called several times a second; what it raises ends the waiting. sleep: for
-    tests.
+    timeout: seconds for one request. max_calls: requests in one search, repeated ones included; run_key: says which
+    search runs. tries: of one question. check: called several times a second; what it raises ends the waiting. sleep:
+    for tests.
     """
 
     repeatable: ClassVar[bool] = False  # servers batch requests, and models change behind their names
@@ -83,7 +83,7 @@ class Endpoint:
     max_calls: int = 500
     tries: int = 5
     check: Callable[[], None] = lambda: None
-    search: Callable[[], object] = lambda: None
+    run_key: Callable[[], object] = lambda: None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     calls: int = field(default=0, init=False)
     name: str = field(default="", init=False)
@@ -98,7 +98,7 @@ class Endpoint:
         if self.concurrency < 1 or self.timeout <= 0 or self.max_calls < 1 or self.tries < 1:
             raise VerifierError("VLM Endpoint: concurrency, timeout and max_calls must be above 0")
         self.name = self.model
-        self._search: object = None  # that the calls are counted of
+        self._counted: object = None  # the key of the search that the calls are counted of
         self._unknown: set[str] = set()  # parameters that the server does not take
         self._failed, self._trouble = 0, ""  # calls of this search, and what the last of them said
         self._key()
@@ -131,9 +131,9 @@ class Endpoint:
 
     def _ask(self, asks: Sequence[Ask], options: Callable[[Ask], dict[str, Any]]) -> list[dict[str, Any]]:
         """The first choice of the answer to each question, in order."""
-        search = self.search()
-        if search != self._search:
-            self._search, self.calls, self._failed, self._trouble = search, 0, 0, ""
+        key = self.run_key()
+        if key != self._counted:
+            self._counted, self.calls, self._failed, self._trouble = key, 0, 0, ""
         urls = {id(ask.image): "" for ask in asks}  # several questions about one image need one picture
         requests = []
         for ask in asks:

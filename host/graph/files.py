@@ -17,6 +17,7 @@ from typing import Any
 
 import folder_paths
 
+from .classes import declared
 from .links import is_link, upstream
 
 LONGEST_NAME = 1024
@@ -53,7 +54,7 @@ def contents(prompt: Mapping[str, Any] | None, node_id: str | None) -> dict[str,
     """Name in the graph, with forward slashes -> a hash of the content, of all files that a node and those before it
     name. Neither place nor date of a file is in it. What cannot be read is left out, as what is not there."""
     found: dict[str, str] = {}
-    inputs_of = cache(_inputs_of)
+    inputs_of = cache(declared)
     for node in upstream(prompt or {}, str(node_id)).values():
         class_type = str(node.get("class_type"))
         for name, value in node.get("inputs", {}).items():
@@ -153,17 +154,6 @@ def _choices(inputs_of: Callable[[str], Mapping[str, Any]], class_type: str, nam
         listed = kind if isinstance(kind, (list, tuple)) else options[0].get("options", ()) if options else ()
         return frozenset(one for one in listed if isinstance(one, str))
     return frozenset()
-
-
-def _inputs_of(class_type: str) -> Mapping[str, Any]:
-    """What a node says of its inputs, as ComfyUI asks it before each run."""
-    import nodes  # ComfyUI's
-
-    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
-    with suppress(Exception):  # of any pack
-        declared = node.INPUT_TYPES() if node is not None else {}
-        return {**declared.get("required", {}), **declared.get("optional", {})}
-    return {}
 
 
 def _by_stem(folder: str, said: str) -> list[str]:

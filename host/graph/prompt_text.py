@@ -6,12 +6,12 @@ The algorithm sees the workflow as the API sends it and asks two functions about
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..known import ANY_TYPES, FILLED_IN, OWN_MODULES, PREFERRED_TEXTS, TAG, ZEROED
-from .links import is_link
+from ..known import ANY_TYPES, FILLED_IN, PREFERRED_TEXTS, TAG, ZEROED
+from .links import inputs_of, is_link, links_of, walk
 
 SHOWN_CHARACTERS = 80
 
@@ -60,63 +60,21 @@ def find_prompt(
     is_own(class_type): whether the node is ComfyUI's own, which pass texts on as they are written.
     Raises PromptNotFound.
     """
-    search = _Search(prompt, output_names, input_types, plain, is_own)
-    link = search.inputs(str(node_id)).get(start)
+    walking = _GraphWalk(prompt, output_names, input_types, plain, is_own)
+    link = walking.inputs(str(node_id)).get(start)
     if link is None or not is_link(link):
         raise PromptNotFound(_message(f"nothing is linked to {start!r}", []))
     if start == "image":
-        search.follow_images(link)
-        if not search.samplers:
+        walking.follow_images(link)
+        if not walking.samplers:
             raise PromptNotFound(_message(f"there is no sampler behind {start!r}", []))
     else:
-        search.follow_conditioning([link])
-    return search.result(start)
-
-
-def all_nodes(dynprompt: Any) -> dict[str, Any]:
-    """The workflow that is being executed, with the nodes that node expansion added to it, as `find_prompt` takes it.
-
-    dynprompt: the hidden input of that name.
-    """
-    return {node_id: dynprompt.get_node(node_id) for node_id in dynprompt.all_node_ids()}
-
-
-def host_output_names(class_type: str) -> list[str]:
-    """The output names of a node class that ComfyUI knows, V1 or V3; their types where they have no names."""
-    import nodes
-
-    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
-    types = [str(getattr(kind, "value", kind)) for kind in getattr(node, "RETURN_TYPES", None) or ()]
-    names = list(getattr(node, "RETURN_NAMES", None) or ())
-    return [str(name) for name in names] + types[len(names) :]
-
-
-def host_input_types(class_type: str) -> dict[str, str]:
-    """The inputs of a node class that ComfyUI knows, as name -> type; choices are "COMBO"."""
-    import nodes
-
-    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
-    if node is None:
-        return {}
-    declared = node.INPUT_TYPES()
-    return {
-        name: str(getattr(spec[0], "value", spec[0])) if isinstance(spec[0], str) else "COMBO"
-        for group in ("required", "optional")
-        for name, spec in declared.get(group, {}).items()
-    }
-
-
-def host_is_own(class_type: str) -> bool:
-    """Whether a node class is ComfyUI's own."""
-    import nodes
-
-    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
-    module = str(getattr(node, "RELATIVE_PYTHON_MODULE", "nodes"))
-    return node is not None and module.split(".")[0] in OWN_MODULES
+        walking.follow_conditioning([link])
+    return walking.result(start)
 
 
 @dataclass
-class _Search:
+class _GraphWalk:
     graph: Mapping[str, Mapping[str, Any]]
     output_names: Callable[[str], Sequence[str]]
     input_types: Callable[[str], Mapping[str, str]]
@@ -135,8 +93,7 @@ class _Search:
         return node if isinstance(node, Mapping) else {}
 
     def inputs(self, node_id: str) -> Mapping[str, Any]:
-        inputs = self.node(node_id).get("inputs")
-        return inputs if isinstance(inputs, Mapping) else {}
+        return inputs_of(self.graph, node_id)
 
     def class_type(self, node_id: str) -> str:
         return str(self.node(node_id).get("class_type", ""))
@@ -146,7 +103,7 @@ class _Search:
         return str(names[link[1]]).lower() if 0 <= link[1] < len(names) else ""
 
     def links(self, node_id: str) -> dict[str, list[Any]]:
-        return {name: value for name, value in self.inputs(node_id).items() if is_link(value)}
+        return links_of(self.graph, node_id)
 
     def types_of(self, node_id: str, name: str) -> set[str]:
         """The declared types of an input ("INT,FLOAT" is two), empty if unknown."""
@@ -168,7 +125,7 @@ class _Search:
 
     def follow_images(self, link: Sequence[Any]) -> None:
         """Upstream from an image to the nearest samplers, and from there through their conditioning."""
-        for node_id in self._upstream(link):
+        for node_id in walk([link[0]], self._images_before):
             links = self.links(node_id)
             conditionings = [links[name] for name in ("positive", "guider") if name in links]
             if not conditionings:
@@ -178,35 +135,24 @@ class _Search:
             if not ("verifier" in links and self._note(node_id, "prompt", told=True)):
                 self.follow_conditioning(conditionings)
 
-    def _upstream(self, link: Sequence[Any]) -> Iterator[str]:
-        """Node ids behind a link, each once, no farther than the first sampler on each way."""
-        waiting, seen = [link[0]], set()
-        while waiting:
-            node_id = waiting.pop()
-            if node_id in seen:
-                continue
-            seen.add(node_id)
-            yield node_id
-            links = self.links(node_id)
-            if "positive" not in links and "guider" not in links:
-                waiting.extend(upstream[0] for upstream in links.values())
+    def _images_before(self, node_id: str) -> list[str]:
+        """The nodes that an image can come from, no farther than the first sampler."""
+        links = self.links(node_id)
+        return [] if "positive" in links or "guider" in links else [link[0] for link in links.values()]
 
-    def follow_conditioning(self, links: Sequence[Sequence[Any]]) -> None:
+    def follow_conditioning(self, links: Iterable[Sequence[Any]]) -> None:
         """Upstream through conditionings (and guiders) to the encoders, whose texts are noted down."""
-        waiting, seen = [tuple(link[:2]) for link in reversed(links)], set()
-        while waiting:
-            link = waiting.pop()
-            if link in seen:
-                continue
-            seen.add(link)
-            node_id = link[0]
-            if self.class_type(node_id) == ZEROED:
-                continue  # whatever was encoded before, no text is left of it
-            upstream = self._conditionings(link)
-            if upstream:
-                waiting.extend(tuple(link[:2]) for link in reversed(upstream))
-            else:
+
+        def before(link: tuple[str, int]) -> list[tuple[str, int]]:
+            if self.class_type(link[0]) == ZEROED:
+                return []  # whatever was encoded before, no text is left of it
+            found = self._conditionings(link)
+            if not found:
                 self._read_encoder(link)
+            return [(one[0], one[1]) for one in found]
+
+        for _ in walk([(one[0], one[1]) for one in links], before):
+            pass
 
     def _conditionings(self, link: Sequence[Any]) -> list[Sequence[Any]]:
         """The links at which a conditioning that leaves a node by this output came in."""

@@ -31,6 +31,8 @@ RANGE_APART = 0.01  # of a verifier's usual range
 VALUE_APART = 0.01  # of the score, where it has none
 PICTURE_APART = 2.0  # of 255, the mean over a coarse picture
 
+Ranks = tuple[tuple[Recipe, ...], ...]  # the best k, each a recipe per item
+Values = tuple[tuple[float, ...], ...]  # of the first: per item, of each member
 Files = Mapping[str, str]  # name in the graph -> a hash of the content
 
 
@@ -46,8 +48,8 @@ class Winners:
     pictures: the first's images as `coarse` makes them; none in what was saved before they were kept.
     """
 
-    recipes: tuple[tuple[Recipe, ...], ...]
-    scores: tuple[tuple[float, ...], ...]
+    recipes: Ranks
+    scores: Values
     pictures: tuple[bytes, ...] = ()
 
 

@@ -186,7 +186,7 @@ def load_endpoint(
         timeout,
         max_calls,
         check=mm.throw_exception_if_processing_interrupted,
-        search=get_executing_context,
+        run_key=get_executing_context,
     )
 
 

@@ -9,11 +9,12 @@ import torch
 pytest.importorskip("comfy")
 
 from comparing import NearPictures
+from noise_search.host.graph.graph import Graph
 from noise_search.host.judging.selection import score_images, select
 from noise_search.host.memory.store import FILE, Store
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.report.table import table
 from noise_search.search.budget import Budget
 from noise_search.search.judges import combined, gated, judges_of

@@ -12,10 +12,12 @@ from PIL import Image
 
 pytest.importorskip("comfy")
 
+from noise_search.host.graph.graph import Graph
 from noise_search.host.judging.hosted import load_demo_verifier
+from noise_search.host.pictures import pixels_sha256
 from noise_search.host.sampling.engine import ComfyEngine
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, pixels_sha256, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.judges import gated
 from noise_search.search.recipe import METADATA, Recipe

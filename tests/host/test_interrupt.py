@@ -1,15 +1,22 @@
 """Cancel is honoured before the next model call, at every phase, and leaves nothing behind."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 pytest.importorskip("comfy")
 
 import comfy.model_management as mm
+import comfy.samplers
 from cancelling import CancellingVerifier, cancel_at_call
+from noise_search.host.graph.graph import Graph
+from noise_search.host.sampling import noise
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
+from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 
 STEPS = 6
 
@@ -53,6 +60,48 @@ def test_cancel_leaves_nothing_of_the_run_on_the_guider(demo, brightness):
     with pytest.raises(mm.InterruptProcessingException):
         run(demo, brightness, sampling)
     assert not {"conds", "inner_model", "loaded_models"} & set(sampling.guider.__dict__)
+
+
+class Around(comfy.samplers.CFGGuider):
+    """A guider that has another one do the work, as some packs have."""
+
+    def __init__(self, inner):
+        super().__init__(inner.model_patcher)
+        self.inner, self.again = inner, inner
+        inner.loaded_models = ("set by the pack",)
+
+    def sample(self, *args, **kwargs):
+        return self.inner.sample(*args, **kwargs)
+
+
+def test_cancel_leaves_nothing_of_the_run_on_a_guider_inside_the_guider(demo, brightness):
+    """And takes nothing that was there before."""
+    inner, stock = make(demo).guider, make(demo)
+    sampling = Sampling.advanced(Around(inner), stock.sampler, stock.sigmas, stock.latent)
+    calls = cancel_at_call(SimpleNamespace(guider=inner), 3)
+    with pytest.raises(mm.InterruptProcessingException):
+        run(demo, brightness, sampling)
+    assert len(calls) == 3
+    assert {"conds", "inner_model", "loaded_models"} & set(vars(inner)) == {"loaded_models"}
+
+
+def test_the_noises_of_a_search_do_not_outlast_it(demo, brightness):
+    for search_ends in (None, CancellingVerifier(at=3)):
+        with pytest.raises(mm.InterruptProcessingException) if search_ends else nullcontext():
+            latent = {"samples": torch.zeros(1, 16, 8, 8)}
+            sampling = Sampling.ksampler(demo.model, 2, 1.0, "euler", "simple", demo.positive, demo.negative, latent)
+            kept = []
+
+            def looks(*_, kept=kept):
+                kept.append(noise.KEPT.bytes)
+
+            sampling.guider.model_options["sampler_post_cfg_function"] = [lambda args: (looks(), args["denoised"])[1]]
+            with torch.inference_mode():
+                search(
+                    lambda sampling=sampling: sampling, demo.vae, search_ends or brightness, 0, 8, "", 1, Graph(),
+                    "positive", ZeroOrderSearch(neighbours=2), options=Options(batch_size=1),
+                )  # fmt: skip
+        assert max(kept) > 0 == noise.KEPT.bytes == len(noise.KEPT.noises)
 
 
 def test_the_next_search_after_a_cancel_is_whole(demo, brightness):

@@ -17,11 +17,12 @@ import comfy.model_management
 import comfy.utils
 from noise_search.host import progress
 from noise_search.host.graph import finish, travel
+from noise_search.host.graph.graph import Graph
 from noise_search.host.memory.store import Store
 from noise_search.host.sampling import batching, engine
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch

@@ -17,12 +17,13 @@ import comfy.model_management as mm
 import comfy.patcher_extension
 import comfy.samplers
 from any_model import AnyVae, setup_of
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.batching import TRIALS
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.noise import initial_noise
 from noise_search.host.sampling.out_of_memory import is_oom
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch

@@ -62,9 +62,9 @@ def host():
     pytest.importorskip("comfy")
     import torch
     from noise_search.host.graph import travel
+    from noise_search.host.graph.graph import Graph
     from noise_search.host.memory import store
     from noise_search.host.sampling.noise import RecipeNoise
-    from noise_search.host.search import Graph
     from noise_search.nodes.graph import NoiseFromRecipe
     from noise_search.nodes.searches import Replay
     from noise_search.search.engine import Rendered

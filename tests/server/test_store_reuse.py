@@ -20,9 +20,9 @@ import tiny_models
 import torch
 from comfy_server import ComfyServer
 from noise_search.host import search as host_search
+from noise_search.host.graph.graph import Graph
 from noise_search.host.judging.hosted import HostedVerifier
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph
 from noise_search.verifiers.clip import CLIPScore
 from remembered import CANDIDATES, NODES, Grey, find, known
 

@@ -113,7 +113,8 @@ from remembered import Red
 from noise_search.host.demo import load_generator
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.graph.graph import Graph
+from noise_search.host.search import run_node as search
 from noise_search.host.memory.store import Store
 
 STEPS, SEED = 6, 20

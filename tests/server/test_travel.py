@@ -21,11 +21,12 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from comfy_server import ComfyServer
 from noise_search.host.graph import travel
+from noise_search.host.graph.graph import Graph
 from noise_search.host.memory.store import Store
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.noise import RecipeNoise
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.log import REPLAY

@@ -15,8 +15,9 @@ import pytest
 import tiny_models
 import torch
 from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_video_model
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 
 import nodes as comfy_nodes
 

@@ -6,8 +6,9 @@ import comfy.model_management as mm
 import torch
 from any_model import AnyVae
 from noise_search.host.graph.finish import finish
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.engine import Options
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 
 CANDIDATES = 3
 NODES = Path(__file__).resolve().parent / "reuse_nodes"

@@ -511,7 +511,7 @@ def test_a_limit_reached_by_failures_says_why_they_failed(serve):
 def test_failures_of_another_search_are_not_told(serve):
     server = serve(lambda request: grade_brightness(request) if request.number else Reply("still loading", 503))
     search = ["first"]
-    grader = VLMGrader(endpoint(server, max_calls=2, search=lambda: search[0]))
+    grader = VLMGrader(endpoint(server, max_calls=2, run_key=lambda: search[0]))
     grader.score(shades(1), ["a cat"])
     search[0] = "second"
     grader.score(shades(2), ["a cat"] * 2)
@@ -521,7 +521,7 @@ def test_failures_of_another_search_are_not_told(serve):
 
 def test_a_new_search_has_all_its_calls(serve):
     server, search = serve(), ["first"]
-    grader = VLMGrader(endpoint(server, max_calls=2, search=lambda: search[0]))
+    grader = VLMGrader(endpoint(server, max_calls=2, run_key=lambda: search[0]))
     grader.score(shades(2), ["a cat"] * 2)
     with pytest.raises(VerifierError, match="limit"):
         grader.score(shades(1), ["a cat"])

@@ -5,7 +5,8 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise_search.host.graph.prompt_text import FoundPrompt, PromptNotFound, all_nodes, find_prompt
+from noise_search.host.graph.graph import all_nodes
+from noise_search.host.graph.prompt_text import FoundPrompt, PromptNotFound, find_prompt
 
 OUTPUTS = {
     "CLIPTextEncode": ["CONDITIONING"],
@@ -443,10 +444,10 @@ def test_any_graph_gives_a_text_or_an_error_that_says_what_to_do(graph, start):
 class TestWithTheHostsNodes:
     @staticmethod
     def find(**graph):
-        from noise_search.host.graph.prompt_text import host_input_types, host_is_own, host_output_names
+        from noise_search.host.graph.classes import input_types, is_own, output_names
         from noise_search.host.graph.prompt_words import plain_text
 
-        return find_prompt(graph, "top", "positive", host_output_names, host_input_types, plain_text, host_is_own).text
+        return find_prompt(graph, "top", "positive", output_names, input_types, plain_text, is_own).text
 
     def test_a_box_of_gligen_is_no_prompt(self):
         box = node("GLIGENTextBoxApply", conditioning_to=["p", 0], clip=["l", 1], text="the box", width=64, height=64)

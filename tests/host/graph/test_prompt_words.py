@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("comfy")
 
+from noise_search.host.graph.graph import Graph
 from noise_search.host.graph.prompt_text import FILLED_IN, PromptNotFound
 from noise_search.host.graph.prompt_words import FILLING, plain_text
+from noise_search.host.graph.verifier_prompt import system_text_notes, verifier_prompt, verifier_prompts
 from noise_search.host.judging.hosted import load_demo_verifier
-from noise_search.host.search import Graph, system_text_notes, verifier_prompt, verifier_prompts
 from noise_search.search.judges import judges_of
 
 PRESENT = ("goodstyle", "bad-hands.v2")

@@ -5,11 +5,12 @@ import torch
 
 pytest.importorskip("comfy")
 
+from noise_search.host.graph.graph import Graph
 from noise_search.host.judging.hosted import HostedVerifier
 from noise_search.host.judging.selection import score_images, select
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.report.table import table
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths

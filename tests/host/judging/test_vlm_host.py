@@ -14,13 +14,14 @@ import comfy.model_management as mm
 import folder_paths
 import tiny_encoders
 import tiny_vlms
+from noise_search.host.graph.graph import Graph
 from noise_search.host.judging import folders
 from noise_search.host.judging import vlm as hosting
 from noise_search.host.judging.folders import vlm_choices
 from noise_search.host.judging.selection import score_images
 from noise_search.host.judging.vlm import ClipVLM, load_endpoint, load_vlm_folder, load_vlm_grader, load_vqa_score
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.judges import combined
 from noise_search.verifiers.base import VerifierError
 from noise_search.verifiers.transformers_vlm import FolderVLM

@@ -9,9 +9,9 @@ import torch
 pytest.importorskip("comfy")
 
 from any_model import made, sampling_of
+from noise_search.host.graph.graph import Graph
 from noise_search.host.memory import content
 from noise_search.host.memory.leftovers import Left, Leftovers, changed_since, undone
-from noise_search.host.search import Graph
 from remembered import CANDIDATES, Grey, find, known
 
 # How packs remember something of a run. Each is made by a node, which makes a MODEL with it.

@@ -14,10 +14,11 @@ import torch
 pytest.importorskip("comfy")
 
 import comfy.model_management as mm
+from noise_search.host.graph.graph import Graph
 from noise_search.host.memory.store import FILE, Settings, Store, StoredMemory, StoreError
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch

@@ -8,9 +8,10 @@ import torch
 pytest.importorskip("comfy")
 
 from any_model import AnyVae, Contrast, made
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms import ALGORITHMS
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths

@@ -21,6 +21,7 @@ import tiny_models
 from any_model import AnyVae, HintVae, setup_of
 from comfy_extras import nodes_easycache, nodes_mahiro, nodes_perpneg, nodes_slg, nodes_video_model
 from noise_search.host.graph import finish
+from noise_search.host.graph.graph import Graph
 from noise_search.host.judging.hosted import load_demo_verifier
 from noise_search.host.sampling import batching
 from noise_search.host.sampling import engine as engines
@@ -28,7 +29,7 @@ from noise_search.host.sampling.batching import Batches
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.noise import initial_noise
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch

@@ -8,9 +8,10 @@ pytest.importorskip("comfy")
 import comfy.k_diffusion.sampling as k_diffusion
 import comfy.samplers
 from comfy_extras import nodes_custom_sampler
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.recipe import Recipe
 
 import nodes as comfy_nodes

@@ -14,12 +14,12 @@ import comfy.samplers
 from any_model import AnyVae, Contrast, setup_of
 from comfy_extras import nodes_custom_sampler
 from conformance import SEED, search
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling import batching
 from noise_search.host.sampling.engine import ComfyEngine, Options
 from noise_search.host.sampling.rehearsal import Rehearsal, alike
 from noise_search.host.sampling.stock import LAST_SEED, Sampling, check_pictures
-from noise_search.host.search import Graph
-from noise_search.host.search import search as whole_search
+from noise_search.host.search import run_node as whole_search
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch

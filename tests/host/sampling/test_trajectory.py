@@ -14,9 +14,10 @@ import comfy.model_sampling
 import comfy.samplers
 import tiny_models
 from any_model import FEATURES, NOTHING_ADDED, AnyVae, Feature, made
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.stock import Sampling
 from noise_search.host.sampling.trajectory import Point, Trajectories
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.engine import State
 from noise_search.search.recipe import Jump, Recipe, draw

@@ -12,8 +12,9 @@ import comfy.supported_models
 import tiny_models
 from any_model import AnyVae
 from comfy.model_patcher import ModelPatcher
+from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import Graph, search
+from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch

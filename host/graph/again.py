@@ -1,0 +1,91 @@
+"""The winner that came with a saved picture, made again from its recipe instead of searched for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ...search.algorithms.replay import ReplayRecipe
+from ...search.budget import Budget
+from ...search.log import Pool, SearchLog
+from ...search.recipe import Recipe
+from ...search.run import Algorithm
+from ..pictures import coarse
+from ..sampling.stock import Sampling
+from . import travel
+from .graph import Graph
+from .travel import Winners
+
+NOT_MADE_AGAIN = "The winner that this picture's workflow carries cannot be made again"
+SEARCH_AGAIN = "To search anew, change any input of this node, such as the seed."
+
+
+def carried(graph: Graph, seed: int, notes: list[str]) -> Winners | None:
+    """What a saved picture found, where this is its search. notes: get what the user should know otherwise. Raises
+    ValueError where it cannot be used."""
+    try:
+        winners = graph.winners(seed)
+    except travel.Unusable as error:
+        raise ValueError(f"{NOT_MADE_AGAIN}: {error}. {SEARCH_AGAIN}") from None
+    if winners is None and (names := graph.replaced_files()):
+        notes.append(f"{', '.join(names):.300} here is not what this workflow's picture was made with, so it searched.")
+    return winners
+
+
+def made_again(
+    winners: Winners,
+    wanted: int,
+    candidates: int,
+    sampling: Sampling,
+    run: Callable[[Algorithm, Budget], Pool],
+    notes: list[str],
+) -> Pool:
+    """What a saved picture found, at the cost of its winners. Raises ValueError where they cannot be made here.
+
+    wanted: of its ranks. candidates: of the search that found them, which bounds what its recipes can be. run: a search
+    within a budget. notes: get what the user should know.
+    """
+    recipes, *others = ranks = winners.recipes[:wanted]
+    try:
+        if not all(_can_come_from(candidates, sampling, recipe) for rank in ranks for recipe in rank):
+            raise ValueError("no search of this workflow finds such a recipe")
+        most = sum(1 + len(recipe.jumps) for rank in ranks for recipe in rank)  # stock runs; a jump adds up to one
+        pool = run(ReplayRecipe(recipes, tuple(others)), Budget(2 * most))
+    except ValueError as error:
+        raise ValueError(f"{NOT_MADE_AGAIN}: {error}. {SEARCH_AGAIN}") from error
+    pool.log.stopped = "the picture's own recipe was made again; change any input to search"
+    if difference := _difference(winners, pool):
+        notes.append(
+            f"This is the winner in this workflow, but not the saved picture: {difference}. The model, another "
+            f"file or its precision is not what it was. {SEARCH_AGAIN}"
+        )
+    return pool
+
+
+def _can_come_from(candidates: int, sampling: Sampling, recipe: Recipe) -> bool:
+    """Guards against recipes from strangers, which may ask for thousands of draws: False for one with more moves or
+    jumps than a search of this many candidates could have made."""
+    evaluations = candidates * max(sampling.steps, 1)  # a move and a jump took one or more each
+    return (
+        max(len(recipe.moves), len(recipe.jumps)) <= evaluations
+        and recipe.batch in (None, sampling.items)
+        and len(recipe.batch_index or ()) <= sampling.items
+    )
+
+
+def _difference(winners: Winners, pool: Pool) -> str:
+    """What tells the winner in the pool from the saved one, in words; "" for nothing."""
+    pictures = coarse(result.image for result in pool.top(0))
+    scores = pool.log.candidates[0].values
+    return travel.difference(winners, scores, pictures, score_limits(pool.log))
+
+
+def score_limits(log: SearchLog) -> list[float]:
+    """How far the scores of the same picture may be apart on two machines, for each member."""
+    limits = []
+    for member in range(len(log.members)):
+        usual = (log.usual_ranges or {member: None})[member]
+        size = max(abs(row[member]) for row in log.candidates[0].values)
+        limit = travel.RANGE_APART * (usual[1] - usual[0]) if usual is not None else travel.VALUE_APART * size
+        limits.append(math.inf if member in log.noisy else limit)
+    return limits

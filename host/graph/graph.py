@@ -1,0 +1,81 @@
+"""The user's graph, as a node of it sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ...search.recipe import METADATA
+from . import classes, travel
+from .files import contents
+from .links import is_link
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Where in the user's graph a node runs: what ComfyUI hands over as hidden inputs."""
+
+    node_id: str | None = None
+    prompt: Mapping[str, Any] | None = None
+    extra_pnginfo: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, hidden: Any) -> Graph:
+        if hidden is None:  # outside an execution
+            return cls()
+        return cls(hidden.unique_id, all_nodes(hidden.dynprompt), getattr(hidden, "extra_pnginfo", None))
+
+    @property
+    def runs(self) -> list[Any]:
+        """What this node wrote into the metadata so far, an entry for each time that it ran in this prompt."""
+        runs = self.searches.get(self.node_id)
+        return list(runs) if isinstance(runs, list) else []
+
+    @property
+    def searches(self) -> dict[str | None, Any]:
+        """What all nodes wrote there; a client may have sent anything."""
+        searches = (self.extra_pnginfo or {}).get(METADATA)
+        return searches if isinstance(searches, dict) else {}
+
+    def uses(self, output: str) -> bool:
+        """Whether a node takes this output of the node; also where that cannot be told."""
+        prompt = self.prompt or {}
+        names = classes.output_names(prompt.get(str(self.node_id), {}).get("class_type", ""))
+        if output not in names:
+            return True
+        link = [self.node_id, names.index(output)]
+        return any(link == one for node in prompt.values() for one in node.get("inputs", {}).values())
+
+    def typed(self, name: str) -> bool:
+        """Whether the value of an input stands in the node itself, so that nothing is linked to it."""
+        node = (self.prompt or {}).get(str(self.node_id), {})
+        return not is_link(node.get("inputs", {}).get(name))
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """What is in the files that this node and those before it name."""
+        return contents(self.prompt, self.node_id)
+
+    @property
+    def workflow(self) -> Any:
+        """What the browser shows of this graph; a client need not send it."""
+        return (self.extra_pnginfo or {}).get("workflow")
+
+    def winners(self, seed: int | None = None) -> travel.Winners | None:
+        """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed.
+        Raises travel.Unusable where it says so in a way that cannot be used. seed: the node's."""
+        return travel.find(self.workflow, self.prompt, self.node_id, len(self.runs), seed, lambda: self.files)
+
+    def replaced_files(self) -> list[str]:
+        """The names of files that are others than those that the winners in the workflow were made with."""
+        return travel.replaced(self.workflow, self.prompt, self.node_id, lambda: self.files)
+
+
+def all_nodes(dynprompt: Any) -> dict[str, Any]:
+    """The workflow that is being executed, with the nodes that node expansion added to it, in API format.
+
+    dynprompt: the hidden input of that name.
+    """
+    return {node_id: dynprompt.get_node(node_id) for node_id in dynprompt.all_node_ids()}
