@@ -206,3 +206,14 @@ def test_no_evaluation_goes_uncounted():
     engine.spend = lambda steps: (spent.append(steps), spend(steps))
     assert paths(23, engine).nfe == sum(spent)
     assert engine.pending() == (0, 0.0)
+
+
+@pytest.mark.parametrize(("candidates", "branches", "ends"), [(20, 14, 14), (8, 4, 5)])
+def test_left_open_there_are_as_many_branches_as_one_pass_can_have(candidates, branches, ends):
+    """Of 10 steps each: 10 NFE for stock and 8 down to the first level; then 6 and a look, and 6, for each branch. What
+    is too little for one in both rounds may do for one in the last."""
+    algorithm = SearchOverPaths(paths=1, sigma=0.2, forward=0.5, backward=0.6)
+    assert branches == (10 * candidates - 10 - 8) // (6 + 1 + 6)
+    log = search(algorithm, SyntheticEngine(), SEED, Budget(candidates)).log
+    jumps = [len(one.recipes[0].jumps) for one in log.candidates]
+    assert (jumps.count(1), jumps.count(2)) == (branches, ends)

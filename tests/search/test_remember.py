@@ -10,6 +10,7 @@ from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
 from noise_search.search.log import Pool, SearchLog
+from noise_search.search.recipe import Recipe
 from noise_search.search.remember import Notes, RememberingEngine
 from noise_search.search.run import StaleMemory, search
 from synthetic import SyntheticEngine
@@ -198,3 +199,22 @@ def test_what_has_other_columns_than_the_verifier_is_computed():
     again = run(RandomSearch(), RememberingEngine(Counting(), notes)).log
     assert again.recalled == []
     assert account(again) == account(first)
+
+
+def test_what_a_winner_of_a_batch_scores_alone_is_compared_with_what_it_scored_alone():
+    class Batched(Counting):
+        def render(self, candidates):
+            return (replace(one, together=True, values=one.values + 0.001) for one in super().render(candidates))
+
+        def remake(self, recipes):
+            return next(super().render([recipes]))
+
+    notes = Notes()
+    recipes = (Recipe.from_seed(5),)
+    for known in (False, True):
+        engine = RememberingEngine(Batched(), notes)
+        [in_batch] = engine.render([recipes])
+        alone = engine.remake(recipes)
+        assert in_batch.recalled == known and not torch.equal(alone.values, in_batch.values)
+        assert torch.equal(alone.before, alone.values) if known else alone.before is None
+    assert RememberingEngine(Counting(), notes).remake((Recipe.from_seed(6),)).before is None  # not from a batch
