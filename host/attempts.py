@@ -87,6 +87,7 @@ class Attempts:
             host=host_info(),
             usual_ranges=self.judges.usual_ranges,
             noisy=self.judges.noisy,
+            finals_only=self.judges.finals_only,
         )
         pool = Pool(log, keep=self.top_k)
         before, started = sampling.evaluations.rows, time.perf_counter()

@@ -74,7 +74,7 @@ def run_node(
         )  # fmt: skip
         try:
             with remembered.opened(store, told.text, algorithm.name):
-                winners = None if isinstance(algorithm, ReplayRecipe) else carried(graph, seed, notes)
+                winners = None if isinstance(algorithm, ReplayRecipe) else carried(graph, seed, judges.scored, notes)
                 if winners is None:
                     pool = attempts.run(algorithm, budget)
                 else:

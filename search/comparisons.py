@@ -84,6 +84,12 @@ def comparative_members(engine: Any) -> tuple[int, ...]:
     return getattr(engine, "comparative", ())
 
 
+def finals_only_members(engine: Any) -> tuple[int, ...]:
+    """The members of an engine whose judges are shown finished pictures only: of drafts and previews they have no
+    value. An engine without such judges need not say so."""
+    return getattr(engine, "finals_only", ())
+
+
 class Ladder:
     """The order in which one judge that compares has some candidates, of one item of the batch: those that it finds
     equal share a rung. Each finds its place by halving, so it takes few answers; what else was answered plays no part.

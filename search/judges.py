@@ -60,6 +60,7 @@ class Comparative(Protocol):
 MAY_SAY: dict[str, Any] = {
     "usual_range": None,  # (low, high) of typical values
     "prompt_tokens": None,  # how many tokens of a prompt it reads, None without a limit
+    "previews": True,  # whether it may be shown drafts and previews too: people should see finished pictures only
     "repeatable": True,  # whether the same picture gets the same value each time
     "member_weights": None,  # of its members: those of weight 0 only report
     "patcher": None,  # ComfyUI's handle on its network
@@ -90,6 +91,7 @@ class Judge:
     repeatable: bool = True
     own_weights: tuple[float, ...] | None = None
     patcher: Any = None
+    previews: bool = True
     question: str | None = None
     weight: float = 1.0
     gate: float | None = None
@@ -118,6 +120,7 @@ class Judge:
             repeatable=bool(said(verifier, "repeatable")),
             own_weights=None if weights is None else tuple(weights),
             patcher=said(verifier, "patcher"),
+            previews=bool(said(verifier, "previews")),
             question=str(verifier.question) if compares else None,
         )
 
@@ -181,6 +184,17 @@ class Judges:
         """The members whose judges compare, by column."""
         compares = [judge.question is not None for judge in self.judges for _ in judge.members]
         return tuple(column for column, one in enumerate(compares) if one)
+
+    @property
+    def scored(self) -> bool:
+        """Whether any of them gives scores."""
+        return len(self.comparative) < len(self.members)
+
+    @property
+    def finals_only(self) -> tuple[int, ...]:
+        """The members whose judges are shown finished pictures only, by column."""
+        previews = [judge.previews for judge in self.judges for _ in judge.members]
+        return tuple(column for column, one in enumerate(previews) if not one)
 
     def at(self, column: int) -> tuple[int, Judge]:
         """The number of a member's judge, and the judge."""

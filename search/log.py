@@ -66,8 +66,9 @@ class SearchLog:
     warnings: what the user should know. dropped: what was wrong with each candidate that has no score. extra_nfe,
     extra_seconds: spent on those, on trials, and on what had to be rendered again. noisy: members that need not give
     the same value twice. failed: members dropped for the whole search, by column, each with what happened; where they
-    gave no value there is NaN. ladders: by column, row and stage the orders of judges that compare, in whose columns
-    there are no values. rescaled: one of them decided, so that scores are no longer what they were.
+    gave no value there is NaN. finals_only: members whose judges are shown finished pictures only. ladders: by column,
+    row and stage the orders of judges that compare, in whose columns there are no values. rescaled: one of those
+    dropped decided, so that scores are no longer what they were.
     """
 
     members: tuple[str, ...]
@@ -89,6 +90,7 @@ class SearchLog:
     noisy: tuple[int, ...] = ()
     failed: dict[int, str] = field(default_factory=dict)
     rescaled: bool = False
+    finals_only: tuple[int, ...] = ()
     ladders: dict[tuple[int, int, str], Ladder] = field(default_factory=dict, repr=False, compare=False)
     _ranked: dict[int, _Ranking] = field(default_factory=dict, repr=False, compare=False)
 
@@ -97,7 +99,10 @@ class SearchLog:
         candidate, on a value that cannot rank, and where the last verifier that decides has failed."""
         self.drop_members(rendered.failed)
         index = len(self.candidates)
-        values = check_values(rendered.values, self.members, self.rows, index, {*self.failed, *self.comparative})
+        self._aggregator(stage)
+        unasked = () if stage == FINAL else self.finals_only
+        without = {*self.failed, *self.comparative, *unasked}
+        values = check_values(rendered.values, self.members, self.rows, index, without)
         candidate = Candidate(
             index=index,
             recipes=tuple(rendered.recipes),
@@ -127,7 +132,7 @@ class SearchLog:
         found = []
         columns = self.comparative if self.has_stock else ()
         for column, row in product(columns, range(self.rows)):
-            if column in self.failed or ask is None:
+            if column in self.failed or ask is None or (column in self.finals_only and candidate.stage != FINAL):
                 continue
             ladder = self.ladders.setdefault((column, row, candidate.stage), Ladder())
             try:
@@ -271,7 +276,11 @@ class SearchLog:
             if weight == 0 and member not in self.gates():
                 continue
             values = torch.tensor([candidate.values[row][member] for candidate in made], dtype=torch.float64)
-            if usual is None or float(values.std(correction=0)) >= HARDLY * (usual[1] - usual[0]):
+            if (
+                usual is None
+                or bool(values.isnan().any())
+                or float(values.std(correction=0)) >= HARDLY * (usual[1] - usual[0])
+            ):
                 return False
         return True
 
@@ -364,6 +373,19 @@ class SearchLog:
         }
         return portable(data)
 
+    def _aggregator(self, stage: str) -> Aggregator:
+        """What puts a stage's candidates in order. Raises ValueError where nobody who decides may see them."""
+        if stage == FINAL or not self.finals_only:
+            return self.aggregator
+        weights = self.aggregator.weights or (1.0,) * len(self.members)
+        if not any(weight > 0 for member, weight in enumerate(weights) if member not in self.finals_only):
+            names = ", ".join(self.members[member] for member in self.finals_only if weights[member] > 0)
+            raise ValueError(
+                f"{names} is shown finished images only, and this search has to choose among unfinished ones: use "
+                "Random Search or Zero-Order Search, or add a verifier that may see them, by Verifier Ensemble"
+            )
+        return self.aggregator.without(self.finals_only, len(self.members))
+
     def _with_ranks(self, values: torch.Tensor, row: int, stage: str) -> torch.Tensor:
         """The values of one item, with the ranks of a stage's candidates in the columns of judges that compare."""
         for column in self.comparative:
@@ -396,7 +418,7 @@ class SearchLog:
             orders: dict[str, list[int]] = {}
             for stage in dict.fromkeys(candidate.stage for candidate in self.candidates):
                 among = torch.tensor([candidate.index for candidate in self.of_stage(stage)])
-                scores[among] = self.aggregator(self._with_ranks(values, row, stage)[among])
+                scores[among] = self._aggregator(stage)(self._with_ranks(values, row, stage)[among])
                 best_first = among[order(scores[among], vetoes[among])].tolist()
                 # Recipes come in an order of their own.
                 orders[stage] = best_first if self.has_stock else among.tolist()

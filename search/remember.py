@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
-from .comparisons import Comparing, Comparison, Sight, comparative_members
+from .comparisons import Comparing, Comparison, Sight, comparative_members, finals_only_members
 from .engine import Engine, Recipes, Rendered, State
 from .recipe import Jump, to_json
 
@@ -124,7 +124,8 @@ class RememberingEngine:
     def __init__(self, engine: Engine, memory: Memory):
         self.engine, self.memory = engine, memory
         self.members, self.rows = engine.members, engine.rows
-        self.comparative = comparative_members(engine)
+        self.comparative, self.finals_only = comparative_members(engine), finals_only_members(engine)
+        self.finished = True  # what it renders: drafts are not
         self.books = _Books(known=engine.pending())
         self.extra = [0]  # shared with the drafts, as are the members that are dropped, with what happened
         self.failed: dict[int, str] = {}
@@ -155,12 +156,12 @@ class RememberingEngine:
 
     def drafts(self, steps: int) -> RememberingEngine:
         other = copy.copy(self)
-        other.engine = self.engine.drafts(steps)
+        other.engine, other.finished = self.engine.drafts(steps), False
         return other
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
         works = [self._work("whole", recipes) for recipes in candidates]
-        known = [self._known(work) for work in works]
+        known = [self._known(work, self.finished) for work in works]
         missing = [recipes for recipes, one in zip(candidates, known, strict=True) if one is None]
         made = iter(self.engine.render(missing) if missing else ())
         for work, one in zip(works, known, strict=True):
@@ -169,7 +170,7 @@ class RememberingEngine:
                 if one is None:  # the search was asked to finish
                     return
                 one = self._only(one)
-                self._keep(work, one)
+                self._keep(work, one, self.finished)
             else:
                 one = replace(one, looks=partial(self._look_again, self.engine.remake, one.recipes))
             yield replace(self._answer(one), work=work)
@@ -181,9 +182,9 @@ class RememberingEngine:
             return made
         # In its batch it may have scored otherwise, so what it scores alone is remembered apart.
         alone = self._work("alone", recipes)
-        before = self._known(alone)
+        before = self._known(alone, self.finished)
         if before is None:
-            self._keep(alone, made)
+            self._keep(alone, made, self.finished)
         return replace(made, before=None if before is None else before.values)
 
     def start(self, recipes: Recipes) -> State:
@@ -208,7 +209,8 @@ class RememberingEngine:
 
     def score(self, state: State) -> Rendered:
         work = self._work(f"at {state.level!r}", state.recipes)
-        known = self._known(work)
+        finished = self.finished and state.level == 0
+        known = self._known(work, finished)
         if known is None:
             below = state.latent.get()
             nfe, seconds = self.engine.pending()
@@ -216,7 +218,7 @@ class RememberingEngine:
             sampling = {**made.seconds, "sample": max(made.seconds.get("sample", 0.0) - seconds, 0.0)}
             known = replace(made, nfe=made.nfe - nfe, seconds=sampling)
             self.books.known = self.engine.pending()
-            self._keep(work, known)
+            self._keep(work, known, finished)
         else:
             look_again = partial(self._look_again, lambda state: self.engine.score(state.latent.get()), state)
             known = replace(known, looks=look_again)
@@ -254,12 +256,16 @@ class RememberingEngine:
     def _work(self, what: str, recipes: Recipes) -> str:
         return f"{self.engine.steps} steps, {what}: {to_json(list(recipes))}"
 
-    def _known(self, work: str) -> Rendered | None:
+    def _without(self, finished: bool) -> set[int]:
+        """The members that have no value of a candidate, whatever happens."""
+        return {*self.comparative, *(() if finished else self.finals_only)}
+
+    def _known(self, work: str, finished: bool) -> Rendered | None:
         """A candidate from before, if it has what a candidate has here."""
         known = self.memory.candidate(work)
         if known is None or known.values.shape != (self.rows, len(self.members)):
             return None
-        blank = set(known.values.isnan().any(dim=0).nonzero().flatten().tolist()) - set(self.comparative)
+        blank = set(known.values.isnan().any(dim=0).nonzero().flatten().tolist()) - self._without(finished)
         return replace(known, failed=dict(self.failed)) if blank <= set(self.failed) else None
 
     def _state(self, below: State) -> State:
@@ -288,9 +294,9 @@ class RememberingEngine:
             made = replace(made, nfe=made.nfe - before[0], seconds=sampling)
         return made
 
-    def _keep(self, work: str, made: Rendered) -> None:
+    def _keep(self, work: str, made: Rendered, finished: bool) -> None:
         self.failed.update(made.failed)
-        without = {*made.failed, *self.comparative}
+        without = {*made.failed, *self._without(finished)}
         scored = [column for column in range(len(self.members)) if column not in without]
         if made.error is None and bool(made.values[:, scored].isfinite().all()):
             self.memory.keep_candidate(work, made)

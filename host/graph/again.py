@@ -20,11 +20,11 @@ NOT_MADE_AGAIN = "The winner that this picture's workflow carries cannot be made
 SEARCH_AGAIN = "To search anew, change any input of this node, such as the seed."
 
 
-def carried(graph: Graph, seed: int, notes: list[str]) -> Winners | None:
-    """What a saved picture found, where this is its search. notes: get what the user should know otherwise. Raises
-    ValueError where it cannot be used."""
+def carried(graph: Graph, seed: int, scored: bool, notes: list[str]) -> Winners | None:
+    """What a saved picture found, where this is its search. scored: whether the verifier gives scores. notes: get what
+    the user should know otherwise. Raises ValueError where it cannot be used."""
     try:
-        winners = graph.winners(seed)
+        winners = graph.winners(seed, scored)
     except travel.Unusable as error:
         raise ValueError(f"{NOT_MADE_AGAIN}: {error}. {SEARCH_AGAIN}") from None
     if winners is None and (names := graph.replaced_files()):

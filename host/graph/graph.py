@@ -63,10 +63,11 @@ class Graph:
         """What the browser shows of this graph; a client need not send it."""
         return (self.extra_pnginfo or {}).get("workflow")
 
-    def winners(self, seed: int | None = None) -> travel.Winners | None:
+    def winners(self, seed: int | None = None, scored: bool = True) -> travel.Winners | None:
         """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed.
-        Raises travel.Unusable where it says so in a way that cannot be used. seed: the node's."""
-        return travel.find(self.workflow, self.prompt, self.node_id, len(self.runs), seed, lambda: self.files)
+        Raises travel.Unusable where it says so in a way that cannot be used. seed: the node's; scored: whether its
+        verifier gives scores."""
+        return travel.find(self.workflow, self.prompt, self.node_id, len(self.runs), seed, lambda: self.files, scored)
 
     def replaced_files(self) -> list[str]:
         """The names of files that are others than those that the winners in the workflow were made with."""

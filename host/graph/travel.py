@@ -60,11 +60,13 @@ def find(
     run: int,
     seed: int | None = None,
     files: Callable[[], Files] = dict,
+    scored: bool = True,
 ) -> Winners | None:
     """What the picture's workflow says of this node's run number `run`, if nothing before the node has changed.
 
     seed: the node's. files: what the nodes up to this one name; a picture of before they were written down is taken at
-    its word. Raises Unusable where this run is there, but not as it was written.
+    its word. scored: whether its verifier gives scores; one that only compares gives none, and then the picture says
+    whether it is the same. Raises Unusable where this run is there, but not as it was written.
     """
     entry = _entry(workflow, node_id)
     if not _is_same_graph(entry, prompt or {}, str(node_id), files):
@@ -76,7 +78,7 @@ def find(
     if not found:  # it ran less often then
         return None
     try:
-        return _read(found, seed)
+        return _read(found, seed, scored)
     except Unusable:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -184,7 +186,7 @@ def _is_same_graph(
     return "rounded" in entry and entry["rounded"] == graph_hash(prompt, node_id, files(), _float_if_rounded)
 
 
-def _read(found: Mapping[str, Any], seed: int | None) -> Winners:
+def _read(found: Mapping[str, Any], seed: int | None, scored: bool) -> Winners:
     ranks = found["recipes"][:MOST_RANKS]
     recipes = tuple(tuple(from_json(json.dumps(rank))) for rank in ranks)
     if any(is_rounded(number) and number != seed for rank in ranks for number in _seeds(rank)):
@@ -194,8 +196,7 @@ def _read(found: Mapping[str, Any], seed: int | None) -> Winners:
         )
     scores = tuple(tuple(math.nan if value is None else float(value) for value in row) for row in found["values"])
     pictures = tuple(base64.b64decode(text) for text in found.get("pictures", ()))
-    # A verifier that only compares gives no scores: then the pictures say whether it is the same.
-    told = bool(pictures) or all(any(map(math.isfinite, row)) for row in scores)
+    told = all(any(map(math.isfinite, row)) for row in scores) if scored else bool(pictures)
     if not recipes or len({len(row) for row in scores}) != 1 or not told:
         raise Unusable("it has no recipe or no score")
     return Winners(recipes, scores, pictures)

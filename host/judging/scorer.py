@@ -23,17 +23,18 @@ log_to_console = logger(__name__)
 @dataclass(frozen=True)
 class Shown:
     """A candidate for the judges: one [frames, H, W, C] per row, and the prompt. broken: whether pixels are no
-    numbers, so that no score would mean anything."""
+    numbers, so that no score would mean anything. finished: whether it is no draft or preview."""
 
     rows: Sequence[torch.Tensor]
     prompt: str
     broken: bool = False
+    finished: bool = True
 
 
 @dataclass(frozen=True)
 class Scored:
-    """values: float32 [rows, members], NaN where a judge was dropped or compares, 0 for what is broken. looks: by
-    column what a judge that compares keeps of each row."""
+    """values: float32 [rows, members], NaN where a judge was dropped, was not asked or compares, 0 for what is broken.
+    looks: by column what a judge that compares keeps of each row."""
 
     values: torch.Tensor
     seconds: float
@@ -77,6 +78,9 @@ class Scorer:
         for number, judge in enumerate(self.judges.judges):
             for index, shown in enumerate(candidates):
                 if shown.broken:
+                    continue
+                if not (shown.finished or judge.previews):
+                    columns[index].append(torch.full((len(shown.rows), len(judge.members)), math.nan))
                     continue
                 start = time.perf_counter()
                 work = partial(self._rows, shown, judge.verifier)

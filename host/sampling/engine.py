@@ -109,6 +109,8 @@ class ComfyEngine:
         self.options = options or Options()
         self.scorer = Scorer(self.judges, self.options.frames)
         self.members, self.comparative = self.judges.members, self.judges.comparative
+        self.finals_only = self.judges.finals_only
+        self.finished = True  # what it renders: drafts are not
         self.rows = sampling.rows
         self.books = Books(sampling.evaluations.rows)
         self.finish = finish
@@ -142,7 +144,7 @@ class ComfyEngine:
 
     def drafts(self, steps: int) -> ComfyEngine:
         other = copy.copy(self)
-        other.sampling = self.sampling.coarser(steps)
+        other.sampling, other.finished = self.sampling.coarser(steps), False
         return other
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
@@ -210,7 +212,9 @@ class ComfyEngine:
         else:
             latents = self._patiently(partial(self._predict, state))
         sampled = Sampled(*latents, *self.pending())
-        return self._answer(state.recipes, sampled, self._decode(sampled))
+        decoded = self._decode(sampled)
+        [scored] = self._score_all([decoded], self.finished and state.level == 0)
+        return self._answer(state.recipes, sampled, decoded, scored)
 
     def _predict(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
         with self.books.clock("sample"):
@@ -236,8 +240,9 @@ class ComfyEngine:
         self.image_bytes = sum(image.numel() * image.element_size() for image in decoded.images)
         return decoded
 
-    def _score_all(self, decoded: Sequence[Decoded]) -> list[Scored]:
-        shown = [Shown(one.images, self.prompt, one.broken) for one in decoded]
+    def _score_all(self, decoded: Sequence[Decoded], finished: bool | None = None) -> list[Scored]:
+        finished = self.finished if finished is None else finished
+        shown = [Shown(one.images, self.prompt, one.broken, finished) for one in decoded]
         return self.scorer.score_all(shown, partial(self.books.add, "score"))
 
     def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded, scored: Scored | None = None) -> Rendered:

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("comfy")
 
+from any_model import Contrast
 from comparing import NearPictures
 from noise_search.host.graph.graph import Graph
 from noise_search.host.judging.selection import score_images, select
@@ -16,9 +17,11 @@ from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import run_node as search
 from noise_search.report.table import table
+from noise_search.search.algorithms.draft_and_final import DraftAndFinal
+from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.budget import Budget
 from noise_search.search.judges import combined, gated, judges_of
-from noise_search.search.log import REPLAY
+from noise_search.search.log import FINAL, REPLAY
 from noise_search.verifiers.base import VerifierError
 
 SEED, STEPS, CANDIDATES = 11, 3, 6
@@ -125,6 +128,11 @@ def test_its_picture_travels_and_is_compared_by_its_colours_alone(find):
     again, judge = run()
     assert again.log.algorithm == REPLAY and judge.asked == 0
     assert torch.equal(again.image, first.image) and again.log.warnings == []
+    [told] = workflow["extra"]["noise_search"]["7"]["runs"]
+    told["pictures"], pictures = [], told["pictures"]
+    with pytest.raises(ValueError, match="cannot be made again: it has no recipe or no score"):
+        run()  # nothing would say whether it is the same
+    workflow["extra"]["noise_search"]["7"]["runs"][0]["pictures"] = pictures
     other, _ = run("two green triangles above a blue square")
     [warning] = other.log.warnings
     assert "its colours are off" in warning and "scores" not in warning
@@ -186,3 +194,35 @@ def test_one_that_lacks_something_is_no_verifier():
     Half.question, Half.members = "Which?", ("one", "two")
     with pytest.raises(ValueError, match="one, two compares, so it must have one member"):
         judges_of(Half())
+
+
+class Shy(Contrast):
+    """Is shown finished images only."""
+
+    members, previews = ("shy",), False
+
+    def __init__(self):
+        self.seen = 0
+
+    def identity(self):
+        return "shy"
+
+    def score(self, images, prompts):
+        self.seen += len(images)
+        return 1 - super().score(images, prompts)
+
+
+def test_one_that_sees_finished_images_only_is_shown_neither_drafts_nor_previews(find, tmp_path):
+    drafts = DraftAndFinal(draft_steps=2, finals=2)
+    paths = SearchOverPaths(paths=1, branches=2, sigma=0.3, forward=0.4, backward=0.6)
+    for algorithm in (drafts, paths):
+        judge, store = Shy(), Store(tmp_path / algorithm.name)
+        both = combined([(judge, 1.0), (NearPictures(), 1.0)])
+        log = find(both, 9, algorithm=algorithm, store=store).log
+        seen = len(log.of_stage(FINAL)) + bool(log.extra_nfe)  # a winner whose image was let go is made again
+        assert 0 < judge.seen == seen < len(log.candidates)
+        again = find(both, 9, algorithm=algorithm, store=store).log
+        assert judge.seen == seen + 1  # the winner
+        assert all(one.recalled for one in again.candidates) and again.order() == log.order()
+        with pytest.raises(ValueError, match="shy is shown finished images only, .* use Random Search"):
+            find(judge, 9, algorithm=algorithm)

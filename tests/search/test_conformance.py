@@ -3,7 +3,7 @@
 import torch
 from conformance import UNTESTED, cases, replay_benchmark
 from conformance_suite import *  # noqa: F403
-from synthetic import Nearness, SyntheticEngine, smooth, tilted, white
+from synthetic import Nearness, SyntheticEngine, shy, smooth, tilted, white
 
 
 def in_threes():
@@ -27,6 +27,7 @@ CASES = cases(
         "an ensemble, batch of 3, 7 steps": lambda: SyntheticEngine(smooth, tilted, rows=3, steps=7),
         "an ensemble, batch of 2, three at once": in_threes,
         "a judge that compares": lambda: SyntheticEngine(Nearness()),
+        "one that sees finished images only": lambda: SyntheticEngine(shy, smooth),
         "one that compares and one that scores, batch of 2": lambda: SyntheticEngine(Nearness(), smooth, rows=2),
     }
 ) + cases({"recorded rewards": recorded, "recorded orders": lambda: recorded(["first"])}, only=("random",))

@@ -18,6 +18,7 @@ class Grader(Plain):
 
     members, needs_prompt = ("overall", "detail"), True
     usual_range, prompt_tokens, repeatable, member_weights, patcher = (0.0, 10.0), 35, False, (1.0, 0.0), "network"
+    previews = False
 
     def identity(self):
         return "grader"
@@ -32,7 +33,7 @@ def test_a_verifier_need_say_no_more_than_it_must():
     assert judges.usual_ranges == (None,) and judges.prompt_tokens is None
     assert judges.noisy == () and judges.patchers == [] and judges.patcher is None
     assert judges.cuts(["a long prompt"]) == []
-    assert judges.aggregator.weights is None
+    assert judges.aggregator.weights is None and judges.finals_only == judges.comparative == () and judges.scored
 
 
 def test_all_that_it_says_is_read():
@@ -41,7 +42,7 @@ def test_all_that_it_says_is_read():
     assert judges.usual_ranges == ((0.0, 10.0), (0.0, 10.0)) and judges.prompt_tokens == 35
     assert judges.noisy == (0, 1) and judges.patchers == ["network"] and judges.patcher == "network"
     assert judges.cuts(["a long prompt", "short", "a long prompt"]) == ["reads half of 'a long prompt'"]
-    assert judges.aggregator.weights == (1.0, 0.0)
+    assert judges.aggregator.weights == (1.0, 0.0) and judges.finals_only == (0, 1)
     assert {name for name in MAY_SAY if not hasattr(Grader, name)} == set()
 
 

@@ -24,7 +24,7 @@ from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.comparisons import comparative_members
+from noise_search.search.comparisons import comparative_members, finals_only_members
 from noise_search.search.log import Pool, SearchLog
 from noise_search.search.remember import RememberingEngine
 from noise_search.search.run import search as run_search
@@ -123,8 +123,11 @@ def search(
     algorithm, engine, seed=SEED, budget=None, method="mean_rank", on_candidate=None, memory=None, **log
 ) -> Found:
     spy = Spy(engine)
+    finals_only = finals_only_members(engine)
     aggregator = Aggregator(method, comparative=comparative_members(engine))
-    pool = Pool(SearchLog(engine.members, engine.rows, aggregator, algorithm=algorithm.name, **log))
+    pool = Pool(
+        SearchLog(engine.members, engine.rows, aggregator, algorithm=algorithm.name, finals_only=finals_only, **log)
+    )
     whole = spy if memory is None else RememberingEngine(spy, memory)
     return Found(run_search(algorithm, whole, pool, seed, budget or Budget(16), on_candidate), spy)
 

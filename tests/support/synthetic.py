@@ -57,6 +57,14 @@ class Nearness:
         return 0.5 + 0.5 * (apart > 0) - 0.5 * (apart < 0)
 
 
+def shy(image: torch.Tensor) -> float:
+    """As `tilted`, for finished images only."""
+    return tilted(image)
+
+
+shy.previews = False
+
+
 def levels(recipe):
     return tuple((jump.start, jump.to) for jump in recipe.jumps)
 
@@ -82,6 +90,7 @@ class SyntheticEngine:
         self.landscapes = landscapes or (smooth,)
         self.members = tuple(landscape.__name__ for landscape in self.landscapes)
         self.comparative = tuple(n for n, one in enumerate(self.landscapes) if hasattr(one, "compare"))
+        self.finals_only = tuple(n for n, one in enumerate(self.landscapes) if not getattr(one, "previews", True))
         self.rows = rows
         self.steps = steps
         self.error = 0.0
@@ -134,7 +143,7 @@ class SyntheticEngine:
         return State(tuple(recipe.jump(jump) for recipe in state.recipes), level, latent)
 
     def score(self, state):
-        images = state.latent
+        images, unfinished = state.latent, state.level > 0 or self.error > 0
         if state.level > 0:
             self.spend(1)
             images = images * (1 - state.level) / deviation(state.level) ** 2
@@ -143,7 +152,7 @@ class SyntheticEngine:
         self.spent[:] = 0, 0.0
         return Rendered(
             recipes=state.recipes,
-            values=torch.tensor([[self.value(one, image) for one in self.landscapes] for image in images]),
+            values=torch.tensor([self.values(image, unfinished) for image in images]),
             nfe=nfe,
             nfe_per_row=nfe // self.rows,
             seconds={"sample": seconds, "score": 0.25},
@@ -152,8 +161,9 @@ class SyntheticEngine:
             looks=lambda: {n: list(map(self.landscapes[n].look, images)) for n in self.comparative},
         )
 
-    def value(self, landscape, image):
-        return math.nan if hasattr(landscape, "compare") else landscape(image)
+    def values(self, image, unfinished):
+        unasked = {*self.comparative, *(self.finals_only if unfinished else ())}
+        return [math.nan if n in unasked else landscape(image) for n, landscape in enumerate(self.landscapes)]
 
     def asks(self, column):
         return self.members[column], self.landscapes[column].question
