@@ -417,3 +417,23 @@ def test_pictures_show_vetoes_and_drops(rows):
     gated.drop_members({1: "boom."})
     for picture in (score_curve, contact_sheet):
         assert picture(gated)
+
+
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [
+        (
+            (None, 5.0),
+            "No candidate passes the gate: look must be at least 5 and was 4 at most. The winner is the best of those "
+            "that fail. Lower the gate, or search longer.",
+        ),
+        (
+            (2.0, 5.0),
+            "No candidate passes all gates: pick must be at least 2 and was 1 at most; look must be at least 5 and was "
+            "4 at most. The winner is the best of those that fail the fewest. Lower the gate, or search longer.",
+        ),
+        ((None, 4.0), None),
+    ],
+)
+def test_a_search_in_which_none_passes_says_by_how_much(gates, said):
+    assert log_of([1.0, 3.0], [0.5, 4.0], gates=gates).gate_warnings() == ([said] if said else [])

@@ -62,3 +62,9 @@ def test_the_list_of_searches():
 def test_a_replay_says_what_it_makes_again():
     recipes = (Recipe(5, row=0, batch=2), Recipe(6, row=1, batch=2).jump(Jump(1, 0.25, 0.5)))
     assert from_json(ReplayRecipe(recipes).settings()["recipe"]) == list(recipes)
+
+
+def test_a_replay_ends_by_itself_and_no_budget_is_blamed():
+    engine = SyntheticEngine()
+    log = search(ReplayRecipe((Recipe(5),)), engine, Pool(SearchLog(engine.members)), SEED, Budget(4)).log
+    assert (log.stopped, len(log.candidates)) == ("", 1)
