@@ -4,6 +4,7 @@ With COMFYUI_PATH set, the tests that need a real ComfyUI run too; without it th
 """
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
@@ -60,6 +61,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("any_host")
         if {"chromium", "converted"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker("browser")
+
+
+def pytest_collection_finish():
+    """What is imported and collected by now stays. No collection needs to look at these half a million objects again,
+    and the tests that ask whether something is let go make many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
