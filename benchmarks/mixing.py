@@ -80,7 +80,7 @@ def remembering() -> Iterator[Callable[[Sampling, int], Any]]:
     def once(sampling: Sampling, recipes: Any, callback: Any) -> Any:
         key = sampling.steps, recipes
         if key in made:
-            sampling.evaluations.rows += made[key].nfe
+            sampling.evaluations.count(round(made[key].cost.nfe))
         else:
             made[key] = alone(sampling, recipes, callback)
         return made[key]

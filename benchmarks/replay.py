@@ -21,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import _pack  # noqa: F401
@@ -31,6 +32,7 @@ from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.budget import Budget
 from noise_search.search.comparisons import Sight
 from noise_search.search.engine import Recipes, Rendered
+from noise_search.search.ledger import Ledger
 from noise_search.search.log import Pool, SearchLog
 from noise_search.search.recipe import Recipe
 from noise_search.search.run import search as run_search
@@ -45,22 +47,20 @@ class ReplayEngine:
     """Implements `search.engine.Engine` on recorded rewards: the recipe's seed picks the image.
 
     rewards: [seeds, steps, members], the last step being the final image. orders: members of which only the order of
-    their rewards is used, as that of a judge that compares. Independent seeds only: no moves, no jumps, no drafts, one
-    row.
+    their rewards is used, as that of a judge that compares. Independent seeds only: no moves, no segments, no drafts,
+    one row.
     """
 
     rows = 1
-    deterministic = True
     chunk = 1
+    parts = ()
 
     def __init__(self, rewards: torch.Tensor, members: Sequence[str], orders: Sequence[str] = ()):
         self.rewards = rewards
         self.members = tuple(members)
         self.comparative = tuple(column for column, name in enumerate(members) if name in orders)
         self.steps = rewards.shape[1]
-
-    def pending(self) -> tuple[int, float]:
-        return 0, 0.0
+        self.ledger = Ledger()
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
         for recipes in candidates:
@@ -71,7 +71,7 @@ class ReplayEngine:
             looks = {column: [float(values[0, column])] for column in self.comparative}
             values[:, list(self.comparative)] = math.nan
             nfe, results = self.steps, (recipe.seed,)
-            yield Rendered(recipes, values, nfe=nfe, nfe_per_row=nfe, results=results, looks=lambda looks=looks: looks)
+            yield Rendered(recipes, values, nfe=nfe, nfe_per_row=nfe, results=results, looks=partial(dict, looks))
 
     def remake(self, recipes: Recipes) -> Rendered:
         return next(self.render([recipes]))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..search.algorithm import Algorithm
 from ..search.budget import Budget
 from ..search.judges import Judges
+from ..search.ledger import MADE_ANEW, NOTHING, Cost, Ledger
 from ..search.log import Pool, SearchLog
 from ..search.remember import RememberingEngine
-from ..search.run import Algorithm, BatchesMix, StaleMemory
 from ..search.run import search as run_search
+from ..search.winners import BatchesMix, StaleMemory
 from .memory.remembered import Remembered
 from .memory.store import StoredMemory
 from .progress import SearchProgress
@@ -25,7 +26,8 @@ from .versions import host_info
 @dataclass
 class Attempts:
     """A search and what it needs. prompt, source: what the verifier is told, and where that came from. notes: what the
-    user should know. untrusted: the evaluations and seconds of a search in batches that was made again one at a time.
+    user should know. kept: what an attempt that was given up computed and the next one is charged for, as it finds it
+    in the memory.
     """
 
     sampling: Sampling
@@ -42,7 +44,7 @@ class Attempts:
     remembered: Remembered
     notes: list[str] = field(default_factory=list)
     progress: SearchProgress = field(init=False)
-    untrusted: tuple[int, float] = (0, 0.0)
+    kept: Cost = NOTHING
 
     def run(self, algorithm: Algorithm, budget: Budget) -> Pool:
         """Searches. What is remembered and turns out to be wrong is set aside and computed anew, and so is what was
@@ -54,12 +56,14 @@ class Attempts:
 
     def _until_it_stands(self, algorithm: Algorithm, budget: Budget) -> Pool:
         memory = self.remembered.memory
+        self.sampling.evaluations.ledger = Ledger()  # for all attempts
         while True:
             try:
                 return self._attempt(algorithm, budget, memory)
             except StaleMemory as stale:
                 if not self.remembered.set_aside(stale):
                     memory = None
+                    self.sampling.ledger.book(MADE_ANEW, self.kept)
             except BatchesMix as mixed:
                 self.options = replace(self.options, batch_size=1)
                 self.remembered.set_aside_batches()
@@ -88,27 +92,23 @@ class Attempts:
             usual_ranges=self.judges.usual_ranges,
             noisy=self.judges.noisy,
             finals_only=self.judges.finals_only,
+            ledger=sampling.ledger,
         )
         pool = Pool(log, keep=self.top_k)
-        before, started = sampling.evaluations.rows, time.perf_counter()
         on_candidate = self.progress.candidate
         try:
             run_search(
                 algorithm, remembering or engine, pool, self.seed, budget, on_candidate, self.drop_bad, self.finish
             )
             self.progress.finished()
-        except BatchesMix:
-            again = [one for one in log.candidates if memory is not None and not one.together and not one.recalled]
-            self.untrusted = (
-                sampling.evaluations.rows - before - sum(one.nfe for one in again),
-                max(time.perf_counter() - started - sum(sum(one.seconds.values()) for one in again), 0.0),
-            )
+        except (StaleMemory, BatchesMix) as error:
+            made = [one for one in log.candidates if not one.recalled]
+            kept = [one.cost for one in made if memory and not (one.together and isinstance(error, BatchesMix))]
+            self.kept = sum(kept, self.kept)
+            log.ledger.start_again(sum((one.cost for one in log.candidates if one.recalled), sum(kept, NOTHING)))
             raise
         finally:
             self.progress.close()
             engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
-        log.extra_nfe += engine.batches.extra_nfe + (remembering.extra_nfe if remembering else 0)
-        log.extra_nfe += self.untrusted[0]
-        log.extra_seconds += engine.batches.extra_seconds + self.untrusted[1]
         self.notes += engine.batches.notes
         return pool

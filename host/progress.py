@@ -201,8 +201,9 @@ def image_of(pool: Pool, candidate: Candidate) -> torch.Tensor | None:
 
 
 def _best(log: SearchLog) -> str:
-    best, scores = log.best(), log.scores()
-    failing = " (fails a gate)" if log.merits()[best.index][0] else ""
-    if len(log.of_stage()) == 1:
-        return f"score {scores[best.index]:.4g}{failing}"
-    return f"best {scores[best.index]:.4g} (candidate {best.index}){failing} · stock {scores[0]:.4g}"
+    best = log.best()
+    vetoes, score = log.merit(best.index)
+    failing = " (fails a gate)" if vetoes else ""
+    if log.count() == 1:
+        return f"score {score:.4g}{failing}"
+    return f"best {score:.4g} (candidate {best.index}){failing} · stock {log.merit(0)[1]:.4g}"

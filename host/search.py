@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from ..search.algorithm import Algorithm
 from ..search.algorithms.random_search import RandomSearch
 from ..search.algorithms.replay import ReplayRecipe
 from ..search.budget import Budget
 from ..search.judges import judges_of
-from ..search.run import Algorithm
 from ..verifiers.console import logger
 from .attempts import Attempts
 from .graph import metadata
@@ -103,7 +103,7 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
         graph,
         recipe=result.recipe,
         seed=result.seed,
-        score=[winner["score"] for winner in log.to_dict()["winners"]],
+        score=[log.merit(log.best(row).index, row)[1] for row in range(log.rows)],
         prompt=prompt,
         image=result.image,
         ranks=result.top_recipes,

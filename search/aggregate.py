@@ -46,28 +46,32 @@ class Aggregator:
         deciding = [member for member in range(members) if not self.weights or self.weights[member] > 0]
         return len(deciding) > 1 and self.method != "weighted_sum" or not set(self.comparative).isdisjoint(deciding)
 
-    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        raw = raw.to(torch.float64)
-        count, members = raw.shape
+    def deciding(self, members: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which members decide, bool [members], and the weights of those."""
         weights = torch.tensor(self.weights or (1.0,) * members, dtype=torch.float64)
         if len(weights) != members:
             raise ValueError(f"{len(weights)} weights for {members} verifiers")
+        return weights > 0, weights[weights > 0]
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        raw = raw.to(torch.float64)
+        count, members = raw.shape
+        deciding, weights = self.deciding(members)
         if self.comparative and count:
             raw = raw.clone()
             among = list(self.comparative)
             raw[:, among] = mid_ranks(raw[:, among]) / (count - 1) if count > 1 else 0.5
-        deciding = weights > 0
-        raw, weights = raw[:, deciding], weights[deciding]
+        raw = raw[:, deciding]
         if raw.shape[1] == 1 or count == 0:
             return raw[:, 0]
         if self.method == "mean_rank":
             if count == 1:
                 return torch.full((1,), 0.5, dtype=torch.float64)
             # Divided once, after the sum: mid-ranks are whole or half numbers, so equal mean ranks come out equal.
-            return _weighted(mid_ranks(raw), weights) / (weights.sum() * (count - 1))
+            return weighted(mid_ranks(raw), weights) / (weights.sum() * (count - 1))
         if self.method == "z_score":
-            return _weighted(z_scores(raw), weights) / weights.sum()
-        return _weighted(raw, weights)
+            return weighted(z_scores(raw), weights) / weights.sum()
+        return weighted(raw, weights)
 
     def fails(self, raw: torch.Tensor) -> torch.Tensor:
         """Which gates candidates fail: raw values [candidates, members] to bool of the same shape."""
@@ -110,10 +114,11 @@ def z_scores(raw: torch.Tensor) -> torch.Tensor:
     return torch.where(constant, torch.zeros_like(raw), scaled)
 
 
-def _weighted(columns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of the columns times their weights, member by member: equal candidates get equal sums, to the last bit."""
-    total = torch.zeros(columns.shape[0], dtype=torch.float64)
-    for column, weight in zip(columns.unbind(dim=1), weights, strict=True):
+def weighted(columns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of the columns [..., members] times their weights, member by member: equal candidates get equal sums, to the
+    last bit."""
+    total = torch.zeros(columns.shape[:-1], dtype=torch.float64)
+    for column, weight in zip(columns.unbind(dim=-1), weights, strict=True):
         total = total + column * weight
     return total
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .aggregate import Aggregator
-from .engine import Engine, Rendered
+from .engine import Engine
+from .ledger import Cost, Ledger
 from .log import FINAL, PREVIEW, Candidate, SearchLog
 
 SLACK = 1e-9
@@ -63,25 +64,8 @@ class Budget:
         )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What some work takes: rows through the denoiser, and seconds."""
-
-    nfe: float = 0.0
-    seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.nfe + other.nfe, self.seconds + other.seconds)
-
-    def times(self, count: float) -> Cost:
-        return Cost(self.nfe * count, self.seconds * count)
-
-
-NOTHING = Cost()
-
-
 class Spending:
-    """Books of one search: what each kind of work costs, what is left, and why the search ended.
+    """The budget of one search: what each kind of work costs, what is left, and why the search ended.
 
     finish: whether somebody asked the search to end with the best so far.
     """
@@ -93,20 +77,23 @@ class Spending:
         self.engine = engine
         self.finish = finish
         self.pieces = 0
-        self.costs: dict[str, tuple[int, float, float]] = {}  # by kind: how often, NFE in total, seconds of the fastest
+        self.costs: dict[str, tuple[int, float, Cost]] = {}  # by kind: how often, NFE in total, the fastest
         self.unit: Cost | None = None  # the stock run
         self.since_better = 0
         self.reason = ""
-        self.wasted = NOTHING  # on what was made and not looked at
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.log.ledger
 
     @property
     def nfe(self) -> int:
-        """Rows through the denoiser so far."""
-        return self.log.nfe - round(self.wasted.nfe) + self.engine.pending()[0]
+        """Rows through the denoiser so far, without extra work."""
+        return round(self.ledger.budgeted.nfe)
 
     @property
     def seconds(self) -> float:
-        return self.log.seconds - self.wasted.seconds + self.engine.pending()[1]
+        return self.ledger.budgeted.seconds
 
     @property
     def finishing(self) -> bool:
@@ -125,28 +112,21 @@ class Spending:
         sampling: how much of a candidate's work is its sampling, so that what is sampled and not judged counts for as
         much. again: how many have to be rendered once more when the budget is spent.
         """
-        pending = self.engine.pending()[0]
+        pending = self.ledger.pending.nfe
         unit = self.unit.nfe if self.unit else 0.0
         nfe = (self.nfe - pending + sampling * pending) / ((self.limit or math.inf) + again * unit)
         return min(max(nfe, self.seconds / (self.budget.seconds or math.inf)), 1.0)
 
-    def book(self, kind: str, nfe: float, seconds: float) -> None:
-        """Takes down what a piece of work cost. The first piece is the stock run, the unit of the budget."""
+    def learn(self, kind: str, cost: Cost) -> None:
+        """Records the cost of one piece of work. The first is the stock run, which sets the unit."""
         if self.unit is None:
-            self.unit = Cost(nfe, seconds)
+            self.unit = cost
         self.pieces += 1
-        times, total, fastest = self.costs.get(kind, (0, 0.0, math.inf))
-        self.costs[kind] = times + 1, total + nfe, min(fastest, seconds)
-
-    def waste(self, rendered: Rendered) -> None:
-        """Takes down a candidate that came too late to count, as extra: the budget is not charged for it."""
-        seconds = sum(rendered.seconds.values())
-        self.wasted = self.wasted + Cost(rendered.nfe, seconds)
-        self.log.extra_nfe += rendered.nfe
-        self.log.extra_seconds += seconds
+        times, total, fastest = self.costs.get(kind, (0, 0.0, cost))
+        self.costs[kind] = times + 1, total + cost.nfe, min(fastest, cost, key=lambda one: one.seconds)
 
     def seen(self, candidate: Candidate) -> None:
-        """Takes down whether a candidate improved anything, for the patience. A preview shows too little to judge."""
+        """Counts candidates since the last improvement, for `patience`. Previews do not count."""
         if candidate.stage == PREVIEW:
             return
         better = any(self.log.best(row, candidate.stage) is candidate for row in range(self.log.rows))
@@ -155,24 +135,24 @@ class Spending:
     def predict(self, kind: str, steps: int) -> Cost:
         """What one more will cost: as those measured, or before that as many of the stock run's steps.
 
-        The first run of a search loads the models: its seconds foretell nothing.
+        The first run of a search loads the models: its seconds predict nothing.
         """
         if kind in self.costs:
             times, nfe, fastest = self.costs[kind]
-            return Cost(nfe / times, fastest if self.pieces > 1 else 0.0)  # slower ones had to load a model first
+            return Cost(nfe / times, fastest.phases if self.pieces > 1 else {})  # slower ones had to load a model first
         if self.unit is None or not steps:
             return Cost()
         # A higher-order sampler takes several evaluations a step, fewer in its last: rather too much than too little.
         rows, stock = self.engine.rows, max(self.engine.steps, 1)
-        seconds = self.unit.seconds if self.pieces > 1 else 0.0
-        return Cost(math.ceil(self.unit.nfe / (rows * stock)) * rows * steps, seconds * steps / stock)
+        phases = self.unit.times(steps / stock).phases if self.pieces > 1 else {}
+        return Cost(math.ceil(self.unit.nfe / (rows * stock)) * rows * steps, phases)
 
     def affords(self, *costs: Cost) -> bool:
         """Whether all of this together still fits."""
         return self._lacking(costs) is None
 
     def refuse(self, *costs: Cost) -> BudgetSpent:
-        """Writes down what it is that this does not fit."""
+        """Records which limit this does not fit."""
         self.reason = self._lacking(costs) or self.reason
         return BudgetSpent(self.reason)
 
@@ -188,7 +168,7 @@ class Spending:
         `patient`) patience is at its end."""
         target, patience, log = self.budget.target, self.budget.patience, self.log
         target = None if log.rescaled else target  # a verifier that decided was dropped: scores are other numbers now
-        if target is not None and log.of_stage(FINAL) and all(best >= target for best in self._best_scores()):
+        if target is not None and log.count(FINAL) and all(best >= target for best in self._best_scores()):
             self.reason = f"the target score of {target:g} is reached"
             return True
         if self.finishing:
@@ -200,8 +180,8 @@ class Spending:
         return False
 
     def _best_scores(self) -> list[float]:
-        """Of every item; one that fails a gate reaches no target."""
-        merits = [self.log.merits(row)[self.log.best(row).index] for row in range(self.log.rows)]
+        """The best score of each batch item, -inf where it fails a gate."""
+        merits = [self.log.merit(self.log.best(row).index, row) for row in range(self.log.rows)]
         return [-math.inf if vetoes else score for vetoes, score in merits]
 
     def _lacking(self, costs: Sequence[Cost]) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from .ledger import Cost, Ledger
 from .recipe import Recipe
 
 Recipes = tuple[Recipe, ...]  # one per item of the latent batch, or a single one that makes the whole batch
@@ -19,9 +20,8 @@ class Rendered:
 
     recipes: one per item of the latent batch, each of which makes its item again.
     values: raw verifier values, float32 [rows, members], higher is better; one row per item of the latent batch.
-    nfe: rows through the denoiser since the engine's previous answer, counted inside the model call;
-    nfe_per_row: per row, as the paper counts.
-    seconds: wall time since then by phase ("sample", "decode", "score").
+    nfe: rows through the denoiser that it took, counted inside the model call; nfe_per_row: per row, as the paper
+    counts. seconds: wall time by phase ("sample", "decode", "score").
     results: one opaque full-size result per row (latent and image), which only the best keep.
     thumbnails: uint8 [rows, height, width, 3], or None.
     together: sampled in one batch with other candidates, so that the last bits may differ from the same alone.
@@ -49,6 +49,15 @@ class Rendered:
     before: torch.Tensor | None = None
     mixed: str | None = None
 
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.nfe, self.seconds)
+
+    def at(self, cost: Cost) -> Rendered:
+        """The same at another cost."""
+        nfe = round(cost.nfe)
+        return replace(self, nfe=nfe, nfe_per_row=nfe // len(self.values), seconds=cost.phases)
+
 
 @dataclass(frozen=True)
 class State:
@@ -65,26 +74,26 @@ class State:
 class Engine(Protocol):
     """Makes candidates. `members` names the columns of their values, `rows` is the size of the latent batch.
 
-    steps: of the schedule. deterministic: whether the sampler adds no noise of its own. chunk: how many candidates it
-    likes to get at once. start, renoise, denoise and score are the segments of a trajectory, for what goes back up in
-    noise. With judges that compare it is `Comparing` as well.
+    This is all that every engine has. What only some can do is a part of its own, of which `parts` lists those that
+    this one has; an algorithm that needs one asks for it (`segments`, `drafts`). With judges that compare it is
+    `Comparing` as well. steps: of the schedule. chunk: how many candidates it likes to get at once.
+
+    ledger: where it books what it spends, as it spends it; a search hands its own to the engine. `render` and `remake`
+    answer for what each candidate took, `Segments.score` for all that is pending.
     """
 
     members: tuple[str, ...]
     rows: int
+    ledger: Ledger
+
+    @property
+    def parts(self) -> Collection[type]: ...
 
     @property
     def steps(self) -> int: ...
 
     @property
-    def deterministic(self) -> bool: ...
-
-    @property
     def chunk(self) -> int: ...
-
-    def pending(self) -> tuple[int, float]:
-        """(NFE, seconds) since the last answer, of this engine and its drafts: spent on a candidate under way."""
-        ...
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
         """Whole trajectories, decoded and scored, in order; fewer where the search was asked to finish meanwhile. The
@@ -95,9 +104,13 @@ class Engine(Protocol):
         """One candidate whole and alone, with its results, even where it is known from before."""
         ...
 
-    def drafts(self, steps: int) -> Engine:
-        """The same on every so many of the schedule's own sigmas (see `coarser`)."""
-        ...
+
+# Optional parts of an engine. A new one is a protocol here, its line in LACKING and a function like `segments`.
+
+
+@runtime_checkable
+class Segments(Protocol):
+    """Trajectories piece by piece, for what goes back up in noise."""
 
     def start(self, recipes: Recipes) -> State:
         """The noise of these recipes; nothing is evaluated."""
@@ -121,8 +134,47 @@ class Engine(Protocol):
         ...
 
     def steps_between(self, start: float, end: float) -> int:
-        """How many steps lead from one noise level down to another: to predict costs before any are measured."""
+        """How many steps lead from one noise level down to another: to predict costs before any are measured. Raises
+        ValueError where the schedule has no such way."""
         ...
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """The same trajectories on fewer steps."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the sampler adds no noise of its own: only then a draft shows what its final will be."""
+        ...
+
+    def drafts(self, steps: int) -> Engine:
+        """This engine on a coarser schedule: `steps` of the same sigmas (see `coarser`)."""
+        ...
+
+
+LACKING: dict[type, str] = {
+    Segments: "trajectories in segments, which go back up in noise",
+    Drafts: "drafts on fewer steps of its schedule",
+}
+
+
+def segments(engine: Engine) -> Segments:
+    """The engine as one that has segments. Raises ValueError where it has none."""
+    return _part(engine, Segments)
+
+
+def drafts(engine: Engine) -> Drafts:
+    """The engine as one that makes drafts. Raises ValueError where it makes none."""
+    return _part(engine, Drafts)
+
+
+def _part(engine: Engine, part: type) -> Any:
+    if part not in engine.parts:
+        raise ValueError(
+            f"{type(engine).__name__} does not make {LACKING[part]}; use another search, such as Random Search"
+        )
+    return engine
 
 
 def coarser(steps: int, wanted: int) -> list[int]:

@@ -11,9 +11,11 @@ from typing import Any, cast
 
 import torch
 
-from .aggregate import Aggregator, check_values, order
+from .aggregate import Aggregator, check_values
 from .comparisons import Comparing, Ladder, NoAnswer, Sight
 from .engine import Engine, Recipes, Rendered
+from .ledger import LEFT_OUT, Cost, Ledger
+from .ranking import Ranking, ranking
 from .recipe import Recipe, portable
 
 LOG_FORMAT = "noise-search-log"
@@ -46,14 +48,38 @@ class Candidate:
     together: bool = False
     recalled: bool = field(default=False, compare=False)
 
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.nfe, self.seconds)
 
-@dataclass(frozen=True)
-class _Ranking:
-    """Of one item of the batch: the score of every candidate, how many gates it fails, and by stage the order."""
 
-    scores: torch.Tensor
-    vetoes: torch.Tensor
-    orders: dict[str, list[int]]
+class _Stages:
+    """The rankings of a log's candidates by stage, and where each candidate stands in them."""
+
+    def __init__(self, log: SearchLog):
+        self.aggregator, self.ladders = log.aggregator, log.ladders
+        self.shape = log.rows, len(log.members)
+        self.rankings: dict[str, Ranking] = {}
+        self.members: dict[str, list[int]] = {}  # by stage: the indices of its candidates
+        self.places: list[int] = []  # of each candidate in its stage
+
+    def _compared(self, stage: str, column: int, row: int) -> dict[int, float]:
+        """The ranks that a judge which compares gives the candidates of a stage, by place."""
+        ladder = self.ladders.get((column, row, stage))
+        return {self.places[index]: rank for index, rank in ladder.ranks().items()} if ladder is not None else {}
+
+    def fits(self, log: SearchLog) -> bool:
+        """Whether these are rankings of what the log ranks by; its candidates only ever get more."""
+        return self.aggregator is log.aggregator
+
+    def add(self, candidate: Candidate, aggregator: Callable[[str], Aggregator]) -> None:
+        if candidate.stage not in self.rankings:
+            compared = partial(self._compared, candidate.stage)
+            self.rankings[candidate.stage] = ranking(aggregator(candidate.stage), *self.shape, compared)
+            self.members[candidate.stage] = []
+        self.rankings[candidate.stage].add(torch.tensor(candidate.values, dtype=torch.float64).reshape(self.shape))
+        self.places.append(len(self.members[candidate.stage]))
+        self.members[candidate.stage].append(candidate.index)
 
 
 @dataclass
@@ -63,12 +89,12 @@ class SearchLog:
     algorithm, settings, host: what the search ran with, written into every report. usual_ranges: what scores each
     member usually gives, where it says so. stopped: why the search ended; early: before its budget was spent, because
     somebody asked. findings: what the algorithm measured, such as the rank correlation of drafts and finals;
-    warnings: what the user should know. dropped: what was wrong with each candidate that has no score. extra_nfe,
-    extra_seconds: spent on those, on trials, and on what had to be rendered again. noisy: members that need not give
-    the same value twice. failed: members dropped for the whole search, by column, each with what happened; where they
-    gave no value there is NaN. finals_only: members whose judges are shown finished pictures only. ladders: by column,
-    row and stage the orders of judges that compare, in whose columns there are no values. rescaled: one of those
-    dropped decided, so that scores are no longer what they were.
+    warnings: what the user should know. dropped: what was wrong with each candidate that has no score. ledger: what the
+    search spent on its candidates, on those without a score, on trials, and on what had to be rendered again. noisy:
+    members that need not give the same value twice. failed: members dropped for the whole search, by column, each with
+    what happened; where they gave no value there is NaN. finals_only: members whose judges are shown finished pictures
+    only. ladders: by column, row and stage the orders of judges that compare, in whose columns there are no values.
+    rescaled: one of those dropped decided, so that scores are no longer what they were.
     """
 
     members: tuple[str, ...]
@@ -79,8 +105,7 @@ class SearchLog:
     host: Mapping[str, Any] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     thumbnails: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    extra_nfe: int = 0
-    extra_seconds: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger, repr=False, compare=False)
     usual_ranges: tuple[tuple[float, float] | None, ...] | None = None
     stopped: str = ""
     early: bool = False
@@ -92,14 +117,17 @@ class SearchLog:
     rescaled: bool = False
     finals_only: tuple[int, ...] = ()
     ladders: dict[tuple[int, int, str], Ladder] = field(default_factory=dict, repr=False, compare=False)
-    _ranked: dict[int, _Ranking] = field(default_factory=dict, repr=False, compare=False)
+    _stages: _Stages | None = field(default=None, init=False, repr=False, compare=False)
+    # The pictures that may go: by stage and row, the candidates and when each came.
+    _held: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _came: int = field(default=0, init=False, repr=False, compare=False)
 
     def add(self, rendered: Rendered, stage: str = FINAL, ask: Ask | None = None) -> Candidate:
         """Writes one candidate down. ask: answers for judges that compare. Raises ValueError, naming verifier and
         candidate, on a value that cannot rank, and where the last verifier that decides has failed."""
         self.drop_members(rendered.failed)
         index = len(self.candidates)
-        self._aggregator(stage)
+        self.aggregator_of(stage)
         unasked = () if stage == FINAL else self.finals_only
         without = {*self.failed, *self.comparative, *unasked}
         values = check_values(rendered.values, self.members, self.rows, index, without)
@@ -118,6 +146,7 @@ class SearchLog:
         self.candidates.append(candidate)
         for ladder, place in places:
             ladder.put(index, place)
+        self.ledger.charge(rendered.cost)
         self.keep_thumbnails(index, rendered)
         return candidate
 
@@ -152,7 +181,6 @@ class SearchLog:
         self.aggregator = self.aggregator.without(new, len(self.members))
         self.failed.update(new)
         self.rescaled = self.rescaled or any(weights[member] > 0 for member in new)
-        self._ranked.clear()
         for cause in dict.fromkeys(new.values()):
             members = [member for member in new if new[member] == cause]
             also = " and its gate no longer vetoes" if any(gates[member] is not None for member in members) else ""
@@ -165,14 +193,18 @@ class SearchLog:
         """Counts a candidate that has no score."""
         self.drop_members(rendered.failed)
         self.dropped.append(rendered.error or "")
-        self.extra_nfe += rendered.nfe
-        self.extra_seconds += sum(rendered.seconds.values())
+        self.ledger.book(LEFT_OUT, rendered.cost)
 
     def keep_thumbnails(self, index: int, rendered: Rendered) -> None:
         """Keeps the pictures of a candidate, if it has any, as long as there is room."""
         if rendered.thumbnails is None:
             return
         for row, thumbnail in enumerate(rendered.thumbnails):
+            if index != 0 and (index, row) not in self.thumbnails:
+                stages, stage = self._ranked(), self.candidates[index].stage
+                stages.rankings[stage].mark(row, stages.places[index])
+                self._held.setdefault((stage, row), {})[index] = self._came
+                self._came += 1
             # A copy: a slice would keep the pictures of the whole batch in memory.
             self.thumbnails[index, row] = thumbnail.clone()
         self._forget_thumbnails()
@@ -184,20 +216,39 @@ class SearchLog:
 
     def scores(self, row: int = 0) -> torch.Tensor:
         """The aggregated score of every candidate, among those of its stage, for one item: float64 [candidates]."""
-        return self._ranking(row).scores.clone()
+        stages = self._ranked()
+        scores = torch.zeros(len(self.candidates), dtype=torch.float64)
+        for stage, of_stage in stages.rankings.items():
+            scores[torch.tensor(stages.members[stage])] = of_stage.scores(row)
+        return scores
 
     def order(self, row: int = 0, stage: str = FINAL) -> list[int]:
         """Indices of a stage's candidates from best to worst for one item; of equal ones the earlier is better.
 
         Those that fail gates come after all that pass, the fewer the better.
         """
-        return list(self._ranking(row).orders.get(stage, ()))
+        return self.top(self.count(stage), row, stage)
+
+    def top(self, count: int, row: int = 0, stage: str = FINAL) -> list[int]:
+        """The first `count` of the order."""
+        stages = self._ranked()
+        if stage not in stages.rankings:
+            return []
+        if not self.has_stock:  # recipes come in an order of their own
+            return stages.members[stage][:count]
+        return [stages.members[stage][place] for place in stages.rankings[stage].best(row, count)]
 
     def merits(self, row: int = 0) -> list[tuple[int, float]]:
         """What the order goes by for one item, larger is better: (0 or minus the gates it fails, score) of every
         candidate."""
-        ranking = self._ranking(row)
-        return list(zip((-ranking.vetoes).tolist(), ranking.scores.tolist(), strict=True))
+        stages = self._ranked()
+        columns = {stage: of_stage.merits(row) for stage, of_stage in stages.rankings.items()}
+        return [columns[one.stage][place] for one, place in zip(self.candidates, stages.places, strict=True)]
+
+    def merit(self, index: int, row: int = 0) -> tuple[int, float]:
+        """The same of one candidate."""
+        stages = self._ranked()
+        return stages.rankings[self.candidates[index].stage].merit(row, stages.places[index])
 
     def vetoed_by(self, index: int, row: int = 0) -> list[int]:
         """The members whose gates a candidate fails for one item."""
@@ -210,7 +261,7 @@ class SearchLog:
 
     def best(self, row: int = 0, stage: str = FINAL) -> Candidate:
         """The best candidate of one item of the batch. IndexError while there is none."""
-        return self.candidates[self.order(row, stage)[0]]
+        return self.candidates[self.top(1, row, stage)[0]]
 
     @property
     def has_stock(self) -> bool:
@@ -219,7 +270,11 @@ class SearchLog:
 
     def of_stage(self, stage: str = FINAL) -> list[Candidate]:
         """The candidates of one stage, as they were made."""
-        return [candidate for candidate in self.candidates if candidate.stage == stage]
+        return [self.candidates[index] for index in self._ranked().members.get(stage, ())]
+
+    def count(self, stage: str = FINAL) -> int:
+        """How many candidates a stage has."""
+        return len(self._ranked().members.get(stage, ()))
 
     def winners(self) -> list[Recipe]:
         """The recipe of each item's best candidate: what makes the winning batch again."""
@@ -232,12 +287,17 @@ class SearchLog:
     @property
     def nfe(self) -> int:
         """Rows through the denoiser for the whole search, all items of the batch together."""
-        return sum(candidate.nfe for candidate in self.candidates) + self.extra_nfe
+        return round(self.ledger.total.nfe)
 
     @property
     def seconds(self) -> float:
         """Wall time of sampling, decoding and scoring, for the whole search."""
-        return sum(sum(candidate.seconds.values()) for candidate in self.candidates) + self.extra_seconds
+        return self.ledger.total.seconds
+
+    @property
+    def extra_nfe(self) -> int:
+        """Those of its evaluations that no candidate in the log took."""
+        return round(self.ledger.all_extra.nfe)
 
     @property
     def recalled(self) -> list[Candidate]:
@@ -302,7 +362,7 @@ class SearchLog:
 
     def gate_warnings(self) -> list[str]:
         """What to tell the user where an item of the batch has no final that passes all gates; at most one text."""
-        rows = [row for row in range(self.rows) if self.of_stage() and self.merits(row)[self.order(row)[0]][0] < 0]
+        rows = [row for row in range(self.rows) if self.count() and self.merit(self.best(row).index, row)[0] < 0]
         if not rows:
             return []
         finals = torch.stack([self.values(row)[[final.index for final in self.of_stage()]] for row in rows], dim=1)
@@ -338,6 +398,7 @@ class SearchLog:
             "rows": self.rows,
             "nfe": self.nfe,
             "seconds": self.seconds,
+            "extra": {kind: cost.nfe for kind, cost in self.ledger.extra.items() if cost.nfe},
             "stopped": self.stopped,
             "recalled": {"candidates": len(self.recalled), "nfe": sum(one.nfe for one in self.recalled)},
             "findings": dict(self.findings),
@@ -373,7 +434,7 @@ class SearchLog:
         }
         return portable(data)
 
-    def _aggregator(self, stage: str) -> Aggregator:
+    def aggregator_of(self, stage: str) -> Aggregator:
         """What puts a stage's candidates in order. Raises ValueError where nobody who decides may see them."""
         if stage == FINAL or not self.finals_only:
             return self.aggregator
@@ -386,44 +447,37 @@ class SearchLog:
             )
         return self.aggregator.without(self.finals_only, len(self.members))
 
-    def _with_ranks(self, values: torch.Tensor, row: int, stage: str) -> torch.Tensor:
-        """The values of one item, with the ranks of a stage's candidates in the columns of judges that compare."""
-        for column in self.comparative:
-            ranks = self.ladders[column, row, stage].ranks() if (column, row, stage) in self.ladders else {}
-            values[:, column] = 0.0
-            values[list(ranks), column] = torch.tensor(list(ranks.values()), dtype=values.dtype)
-        return values
-
     def _forget_thumbnails(self) -> None:
         """Bounded memory: beyond MAX_THUMBNAILS, the lowest-ranked pictures go first; stock (candidate 0) stays."""
         excess = len(self.thumbnails) - MAX_THUMBNAILS
         if excess <= 0:
             return
-        ranks = {
-            (index, row): (stage != FINAL, rank)
-            for row in range(self.rows)
-            for stage in (FINAL, DRAFT, PREVIEW)
-            for rank, index in enumerate(self.order(row, stage))
-        }
-        droppable = sorted((key for key in self.thumbnails if key[0] != 0), key=ranks.__getitem__)
-        for key in droppable[-excess:]:
-            del self.thumbnails[key]
+        stages = self._ranked()
+        last = []
+        for (stage, row), numbers in self._held.items():
+            if self.has_stock:
+                marked = stages.rankings[stage].last_marked(row, excess)
+            else:
+                marked = [(place, place) for place in sorted(stages.places[index] for index in numbers)[-excess:]]
+            for rank, place in marked:
+                index = stages.members[stage][place]
+                last.append((stage != FINAL, rank, numbers[index], index, row))  # of equal ones the last that came
+        for *_, index, row in sorted(last)[-excess:]:
+            stage = self.candidates[index].stage
+            stages.rankings[stage].unmark(row, stages.places[index])
+            del self.thumbnails[index, row], self._held[stage, row][index]
 
-    def _ranking(self, row: int) -> _Ranking:
-        """Scores and orders of one item. Candidates only ever get more, so their number says whether it is current."""
-        ranking = self._ranked.get(row)
-        if ranking is None or len(ranking.scores) != len(self.candidates):
-            values = self.values(row)
-            scores, vetoes = torch.zeros(len(values), dtype=torch.float64), self.aggregator.vetoes(values)
-            orders: dict[str, list[int]] = {}
-            for stage in dict.fromkeys(candidate.stage for candidate in self.candidates):
-                among = torch.tensor([candidate.index for candidate in self.of_stage(stage)])
-                scores[among] = self._aggregator(stage)(self._with_ranks(values, row, stage)[among])
-                best_first = among[order(scores[among], vetoes[among])].tolist()
-                # Recipes come in an order of their own.
-                orders[stage] = best_first if self.has_stock else among.tolist()
-            self._ranked[row] = ranking = _Ranking(scores, vetoes, orders)
-        return ranking
+    def _ranked(self) -> _Stages:
+        """The rankings of all candidates so far."""
+        stages, anew = self._stages, False
+        if stages is None or not stages.fits(self):
+            self._stages, anew = (stages := _Stages(self)), True
+        for candidate in self.candidates[len(stages.places) :]:
+            stages.add(candidate, self.aggregator_of)
+        for (stage, row), numbers in self._held.items() if anew else ():
+            for index in numbers:
+                stages.rankings[stage].mark(row, stages.places[index])
+        return stages
 
 
 def _noises(recipe: Recipe) -> tuple[Any, ...]:
@@ -472,7 +526,7 @@ class Pool:
 
     def wanted(self) -> set[tuple[int, int]]:
         """(candidate, row) of each item's best `keep`."""
-        return {(index, row) for row in range(self.log.rows) for index in self.log.order(row)[: self.keep]}
+        return {(index, row) for row in range(self.log.rows) for index in self.log.top(self.keep, row)}
 
     def missing(self) -> list[int]:
         """Candidates among the best whose results are gone: a rank-based order may return to an earlier one."""
@@ -487,19 +541,17 @@ class Pool:
         batch that left the winner alone may have changed others."""
         log = self.log
         best = {log.best(row).index for row in range(log.rows)}
-        next_best = {index for row in range(log.rows) for index in log.order(row)[1:2]} if not log.early else set()
+        next_best = {index for row in range(log.rows) for index in log.top(2, row)[1:]} if not log.early else set()
         next_best = {index for index in next_best if not log.candidates[index].recalled}
         return sorted(index for index in best | next_best if log.candidates[index].together)
 
     def restore(self, index: int, rendered: Rendered) -> None:
-        """Puts back the results of a candidate that was rendered again; its evaluations count as extra."""
+        """Puts back the results of a candidate that was rendered again."""
         wanted = self.wanted()
         for row, result in enumerate(rendered.results):
             if (index, row) in wanted:
                 self.results[index, row] = result
         self.log.keep_thumbnails(index, rendered)
-        self.log.extra_nfe += rendered.nfe
-        self.log.extra_seconds += sum(rendered.seconds.values())
 
     def top(self, rank: int) -> Sequence[Any]:
         """The results of rank `rank` (0 = best), one per item of the batch, each item by its own order."""

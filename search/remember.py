@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from .comparisons import Comparing, Comparison, Sight, comparative_members, finals_only_members
-from .engine import Engine, Recipes, Rendered, State
+from .engine import Engine, Recipes, Rendered, State, drafts, segments
+from .ledger import RESUMED_PATHS, SEEN_AGAIN, Cost, Ledger
 from .recipe import Jump, to_json
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a piece of work took: rows through the denoiser, and wall time by phase."""
-
-    nfe: int
-    seconds: Mapping[str, float]
 
 
 class Memory(Protocol):
@@ -33,13 +26,13 @@ class Memory(Protocol):
         """A scored candidate, without its results."""
         ...
 
-    def segment(self, work: str) -> Spent | None:
+    def segment(self, work: str) -> Cost | None:
         """What sampling a segment of a trajectory took."""
         ...
 
     def keep_candidate(self, work: str, rendered: Rendered) -> None: ...
 
-    def keep_segment(self, work: str, spent: Spent) -> None: ...
+    def keep_segment(self, work: str, cost: Cost) -> None: ...
 
     def comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
         """As `Comparisons` has it."""
@@ -53,20 +46,20 @@ class Notes:
 
     def __init__(self) -> None:
         self.candidates: dict[str, Rendered] = {}
-        self.segments: dict[str, Spent] = {}
+        self.segments: dict[str, Cost] = {}
         self.compared: list[Comparison] = []
 
     def candidate(self, work: str) -> Rendered | None:
         return self.candidates.get(work)
 
-    def segment(self, work: str) -> Spent | None:
+    def segment(self, work: str) -> Cost | None:
         return self.segments.get(work)
 
     def keep_candidate(self, work: str, rendered: Rendered) -> None:
         self.candidates[work] = replace(rendered, results=(), looks=dict, recalled=True)
 
-    def keep_segment(self, work: str, spent: Spent) -> None:
-        self.segments[work] = spent
+    def keep_segment(self, work: str, cost: Cost) -> None:
+        self.segments[work] = cost
 
     def comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
         asked = (judge, question)
@@ -76,26 +69,6 @@ class Notes:
 
     def keep_comparison(self, comparison: Comparison) -> None:
         self.compared.append(comparison)
-
-
-@dataclass
-class _Books:
-    """Spent since the last answer, one for an engine and its drafts. known: how much of what the engine below calls
-    pending is in here already."""
-
-    nfe: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    known: tuple[int, float] = (0, 0.0)
-
-    def add(self, spent: Spent) -> None:
-        self.nfe += spent.nfe
-        for phase, seconds in spent.seconds.items():
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    def close(self) -> Spent:
-        spent = Spent(self.nfe, self.seconds)
-        self.nfe, self.seconds = 0, {}
-        return spent
 
 
 class _Lazy:
@@ -116,8 +89,8 @@ class RememberingEngine:
     """An `Engine` that answers from a memory what is known, and has the engine below make the rest.
 
     What is known is charged as it was when it was made, so a search goes the way that it went before, and on from where
-    it ended. States of trajectories are not remembered: they are made again where the search goes on from one, which
-    `extra_nfe` counts. What a dropped verifier did not score serves only while it is dropped. Candidates that fail are
+    it ended. States of trajectories are not remembered: they are made again where the search goes on from one, as extra
+    work. What a dropped verifier did not score serves only while it is dropped. Candidates that fail are
     not remembered.
     """
 
@@ -126,37 +99,35 @@ class RememberingEngine:
         self.members, self.rows = engine.members, engine.rows
         self.comparative, self.finals_only = comparative_members(engine), finals_only_members(engine)
         self.finished = True  # what it renders: drafts are not
-        self.books = _Books(known=engine.pending())
-        self.extra = [0]  # shared with the drafts, as are the members that are dropped, with what happened
-        self.failed: dict[int, str] = {}
+        self.failed: dict[int, str] = {}  # members that are dropped, with what happened; shared with the drafts
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.engine.ledger
+
+    @ledger.setter
+    def ledger(self, ledger: Ledger) -> None:
+        self.engine.ledger = ledger
 
     @property
     def steps(self) -> int:
         return self.engine.steps
 
     @property
+    def parts(self) -> Collection[type]:
+        return self.engine.parts
+
+    @property
     def deterministic(self) -> bool:
-        return self.engine.deterministic
+        return drafts(self.engine).deterministic
 
     @property
     def chunk(self) -> int:
         return self.engine.chunk
 
-    @property
-    def extra_nfe(self) -> int:
-        """Rows through the denoiser for states that were known and made again."""
-        return self.extra[0]
-
-    def pending(self) -> tuple[int, float]:
-        nfe, seconds = self.engine.pending()
-        return (
-            self.books.nfe + max(nfe - self.books.known[0], 0),
-            sum(self.books.seconds.values()) + max(seconds - self.books.known[1], 0.0),
-        )
-
     def drafts(self, steps: int) -> RememberingEngine:
         other = copy.copy(self)
-        other.engine, other.finished = self.engine.drafts(steps), False
+        other.engine, other.finished = drafts(self.engine).drafts(steps), False
         return other
 
     def render(self, candidates: Sequence[Recipes]) -> Iterator[Rendered]:
@@ -165,18 +136,20 @@ class RememberingEngine:
         missing = [recipes for recipes, one in zip(candidates, known, strict=True) if one is None]
         made = iter(self.engine.render(missing) if missing else ())
         for work, one in zip(works, known, strict=True):
-            if one is None:
-                one = next(made, None)
-                if one is None:  # the search was asked to finish
-                    return
-                one = self._only(one)
-                self._keep(work, one, self.finished)
-            else:
-                one = replace(one, looks=partial(self._look_again, self.engine.remake, one.recipes))
-            yield replace(self._answer(one), work=work)
+            if one is not None:
+                self.ledger.spend(one.cost)
+                self.ledger.answer(one.cost)
+                look_again = partial(self._look_again, self.engine.remake, one.recipes)
+                yield replace(one, looks=look_again, work=work)
+                continue
+            one = next(made, None)
+            if one is None:  # the search was asked to finish
+                return
+            self._keep(work, one, self.finished)
+            yield replace(one, work=work)
 
     def remake(self, recipes: Recipes) -> Rendered:
-        made = self._only(self.engine.remake(recipes))
+        made = self.engine.remake(recipes)
         whole = self.memory.candidate(self._work("whole", recipes))
         if whole is None or not whole.together:
             return made
@@ -188,41 +161,38 @@ class RememberingEngine:
         return replace(made, before=None if before is None else before.values)
 
     def start(self, recipes: Recipes) -> State:
-        return self._state(self.engine.start(recipes))
+        return self._state(segments(self.engine).start(recipes))
 
     def denoise(self, state: State, level: float) -> State:
         work = self._work(f"from {state.level!r} to {level!r}", state.recipes)
-        spent = self.memory.segment(work)
-        if spent is not None:
-            self.books.add(spent)
+        known = self.memory.segment(work)
+        if known is not None:
+            self.ledger.spend(known)
             return replace(state, level=level, latent=_Lazy(lambda: self._again(state, level)))
         below = state.latent.get()
-        there, spent = self._measure(lambda: self.engine.denoise(below, level))
-        self.memory.keep_segment(work, spent)
-        self.books.add(spent)
+        spent = self.ledger.measure()
+        there = segments(self.engine).denoise(below, level)
+        self.memory.keep_segment(work, spent.cost)
         return self._state(there)
 
     def renoise(self, state: State, level: float, seed: int) -> State:
         jump = Jump(seed, state.level, level)
         recipes = tuple(recipe.jump(jump) for recipe in state.recipes)
-        return State(recipes, level, _Lazy(lambda: self.engine.renoise(state.latent.get(), level, seed)))
+        return State(recipes, level, _Lazy(lambda: segments(self.engine).renoise(state.latent.get(), level, seed)))
 
     def score(self, state: State) -> Rendered:
         work = self._work(f"at {state.level!r}", state.recipes)
         finished = self.finished and state.level == 0
         known = self._known(work, finished)
-        if known is None:
-            below = state.latent.get()
-            nfe, seconds = self.engine.pending()
-            made = self.engine.score(below)
-            sampling = {**made.seconds, "sample": max(made.seconds.get("sample", 0.0) - seconds, 0.0)}
-            known = replace(made, nfe=made.nfe - nfe, seconds=sampling)
-            self.books.known = self.engine.pending()
-            self._keep(work, known, finished)
-        else:
-            look_again = partial(self._look_again, lambda state: self.engine.score(state.latent.get()), state)
-            known = replace(known, looks=look_again)
-        return replace(self._answer(known), work=work)
+        if known is not None:
+            self.ledger.spend(known.cost)
+            look_again = partial(self._look_again, lambda state: segments(self.engine).score(state.latent.get()), state)
+            return replace(known.at(self.ledger.answer()), looks=look_again, work=work)
+        below = state.latent.get()
+        spent = self.ledger.measure()
+        made = segments(self.engine).score(below)
+        self._keep(work, made.at(spent.cost), finished)
+        return replace(made, work=work)
 
     def asks(self, column: int) -> tuple[str, str]:
         return cast(Comparing, self.engine).asks(column)
@@ -240,18 +210,18 @@ class RememberingEngine:
     def _look_again(self, make: Callable[[T], Rendered], of: T) -> Mapping[int, Sequence[Any]]:
         """What judges that compare keep of a candidate that is known: that is not stored, so it is made once more."""
         made = make(of)
-        self.extra[0] += made.nfe
+        self.ledger.book(SEEN_AGAIN, made.cost)
         if made.error is not None:
             raise ValueError(f"a candidate, when it was made again to be compared: {made.error}")
         return made.looks()
 
     def join(self, states: Sequence[State]) -> State:
         recipes = tuple(state.recipes[row] for row, state in enumerate(states))
-        make = lambda: self.engine.join([state.latent.get() for state in states])  # noqa: E731
+        make = lambda: segments(self.engine).join([state.latent.get() for state in states])  # noqa: E731
         return State(recipes, states[0].level, _Lazy(make))
 
     def steps_between(self, start: float, end: float) -> int:
-        return self.engine.steps_between(start, end)
+        return segments(self.engine).steps_between(start, end)
 
     def _work(self, what: str, recipes: Recipes) -> str:
         return f"{self.engine.steps} steps, {what}: {to_json(list(recipes))}"
@@ -271,28 +241,11 @@ class RememberingEngine:
     def _state(self, below: State) -> State:
         return State(below.recipes, below.level, _Lazy(lambda: below))
 
-    def _measure(self, work: Callable[[], State]) -> tuple[State, Spent]:
-        """Some sampling below, and what it took."""
-        nfe, seconds = self.engine.pending()
-        there = work()
-        self.books.known = after = self.engine.pending()
-        return there, Spent(after[0] - nfe, {"sample": after[1] - seconds})
-
     def _again(self, state: State, level: float) -> State:
         """A segment that is known and charged, for its state."""
         below = state.latent.get()
-        there, spent = self._measure(lambda: self.engine.denoise(below, level))
-        self.extra[0] += spent.nfe
-        return there
-
-    def _only(self, made: Rendered) -> Rendered:
-        """What a candidate took alone, where its engine also answers for what was pending before."""
-        before, after = self.books.known, self.engine.pending()
-        if after[0] < before[0]:
-            self.books.known = (0, 0.0)
-            sampling = {**made.seconds, "sample": max(made.seconds.get("sample", 0.0) - before[1], 0.0)}
-            made = replace(made, nfe=made.nfe - before[0], seconds=sampling)
-        return made
+        with self.ledger.apart(RESUMED_PATHS):
+            return segments(self.engine).denoise(below, level)
 
     def _keep(self, work: str, made: Rendered, finished: bool) -> None:
         self.failed.update(made.failed)
@@ -300,9 +253,3 @@ class RememberingEngine:
         scored = [column for column in range(len(self.members)) if column not in without]
         if made.error is None and bool(made.values[:, scored].isfinite().all()):
             self.memory.keep_candidate(work, made)
-
-    def _answer(self, made: Rendered) -> Rendered:
-        """A candidate with all that was spent since the last one."""
-        self.books.add(Spent(made.nfe, made.seconds))
-        spent = self.books.close()
-        return replace(made, nfe=spent.nfe, nfe_per_row=spent.nfe // self.rows, seconds=spent.seconds)

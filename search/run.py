@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
 
-import torch
-
-from .budget import NOTHING, Budget, BudgetSpent, Cost, Spending
-from .engine import Engine, Recipes, Rendered, State
+from .algorithm import Algorithm
+from .budget import Budget, BudgetSpent, Spending
+from .engine import Engine, Recipes, Rendered, Segments, State, drafts, segments
+from .ledger import NOTHING, TOO_LATE, UNFINISHED, Cost, Ledger
 from .log import FINAL, PREVIEW, Candidate, Pool, SearchLog
-from .recipe import Jump, Recipe
+from .recipe import Recipe
+from .winners import render_winners_again
+from .work import Look, Piece, Segment, Whole
 
-VALUE_APART = 1e-4  # of a score: where nothing else is known, rounding alone
-RANGE_APART = 0.01  # of a verifier's usual range: so far may the scores of a run alone and in a batch be apart
-SPREAD_APART = 0.05  # the same of the spread of its scores, where it has no usual range
-PICTURE_APART = 4.0  # of 255, on average: so far may the small pictures of one candidate be apart
 OnCandidate = Callable[["Run", Candidate], None]
 Reserve = Callable[[int], Sequence[Cost]]
-
-
-class StaleMemory(Exception):
-    """What is remembered of a search is not what it gives now: something changed that nobody could see."""
-
-
-class BatchesMix(Exception):
-    """A candidate alone is another than in its batch: what was sampled in batches says nothing sure."""
-
-
-class Algorithm(Protocol):
-    """A way to search. Renders stock first, then goes on until its run says that the budget is spent."""
-
-    @property
-    def name(self) -> str:
-        """For people, such as "random search"."""
-        ...
-
-    def __call__(self, run: Run, seed: int) -> None: ...
-
-    def settings(self) -> Mapping[str, Any]:
-        """What the log should say of it."""
-        ...
-
-    def path(self) -> Sequence[Jump]:
-        """The jumps of a typical candidate of its: what it takes to make one again."""
-        ...
 
 
 class Run:
@@ -77,6 +48,10 @@ class Run:
     @property
     def log(self) -> SearchLog:
         return self.pool.log
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.log.ledger
 
     @property
     def rows(self) -> int:
@@ -116,7 +91,7 @@ class Run:
             chunk, candidates = candidates[:count], candidates[count:]
             for rendered in self.engine.render(chunk):
                 if over and not self.finishing:
-                    self.spending.waste(rendered)
+                    self.ledger.book(TOO_LATE, rendered.cost)
                 else:
                     made += filter(None, [self._add(rendered)])
                     over = self.spending.satisfied(patient=closing)
@@ -128,7 +103,7 @@ class Run:
         """How many of these the engine may make at once. Raises BudgetSpent where the first does not fit."""
         costs: list[Cost] = []
         for recipes in candidates[: self.engine.chunk]:
-            cost = sum((self.cost(jumps) for jumps in ways(recipes)), NOTHING)
+            cost = self.price(ways(recipes))
             if not self.affords(*costs, cost, coming=len(costs) + 1):
                 break
             costs.append(cost)
@@ -138,34 +113,38 @@ class Run:
             raise self.spending.refuse(cost, *self.reserve(1))
         return len(costs)
 
+    @property
+    def segments(self) -> Segments:
+        return segments(self.engine)
+
     def start(self, recipes: Recipes) -> State:
         """The noise of these recipes."""
-        return self.engine.start(recipes)
+        return self.segments.start(recipes)
 
     def denoise(self, state: State, level: float) -> State:
         """Samples down to a noise level."""
-        nfe, seconds = self.engine.pending()
-        there = self.engine.denoise(state, level)
-        now = self.engine.pending()
-        self.spending.book(self._segment(state.level, level), now[0] - nfe, now[1] - seconds)
+        spent = self.ledger.measure()
+        there = self.segments.denoise(state, level)
+        self.spending.learn(self._kind(Segment(state.level, level)), spent.cost)
         return there
 
     def renoise(self, state: State, level: float, seed: int) -> State:
         """Back up to a noise level."""
-        return self.engine.renoise(state, level, seed)
+        return self.segments.renoise(state, level, seed)
 
     def join(self, states: Sequence[State]) -> State:
         """Item r of the batch from states[r]."""
-        return states[0] if self.rows == 1 else self.engine.join(states)
+        return states[0] if self.rows == 1 else self.segments.join(states)
 
     def score(self, state: State, closing: bool = False) -> Candidate | None:
         """Scores the x0 prediction of a state, or at level 0 the finished candidate; None if it was dropped.
 
         Raises as `render` does.
         """
-        pending = self.engine.pending()
         stage = PREVIEW if state.level > 0 else self.stage
-        candidate = self._log(self.engine.score(state), stage, self._look(state.level), Cost(*pending))
+        spent = self.ledger.measure()
+        rendered = self.segments.score(state)
+        candidate = self._log(rendered, stage, self._kind(Look(state.level)), spent.cost)
         if self.spending.satisfied(patient=closing) and not (stage == PREVIEW and self.finishing):
             raise BudgetSpent
         return candidate
@@ -178,63 +157,51 @@ class Run:
 
     def best(self, candidates: Sequence[Candidate], row: int = 0) -> Candidate:
         """The best of these for one item of the batch, by its place among all so far; of equal ones the first."""
-        merits = self.log.merits(row)
-        return max(candidates, key=lambda candidate: merits[candidate.index])
+        return max(candidates, key=lambda candidate: self.log.merit(candidate.index, row))
 
     def affords(self, *costs: Cost, coming: int = 1) -> bool:
-        """Whether this, which makes so many candidates, still fits beside what is reserved."""
+        """Whether this, which makes `coming` candidates, still fits beside what is reserved."""
         return self.spending.affords(*costs, *self.reserve(coming))
 
-    def left(self) -> float:
-        """NFE left beside what is reserved."""
-        return max(self.spending.left() - sum(cost.nfe for cost in self.reserve(1)), 0.0)
+    def has_room(self, work: Sequence[Piece]) -> bool:
+        """Whether all of this still fits beside what is reserved."""
+        return self.affords(self.price(work))
 
-    def cost(self, jumps: Sequence[Jump] = ()) -> Cost:
-        """Of a whole trajectory, with these jumps on its way."""
-        steps, level = self.engine.steps, 1.0
-        if jumps:
-            steps = 0
-            for jump in jumps:
-                steps, level = steps + self.engine.steps_between(level, jump.start), jump.to
-            steps += self.engine.steps_between(level, 0.0)
-        return self.spending.predict(self._whole((jumps,)), steps)
+    def how_often(self, work: Sequence[Piece]) -> int | None:
+        """How many times what is left beside the reserve holds this; None where it costs nothing."""
+        left = max(self.spending.left() - sum(cost.nfe for cost in self.reserve(1)), 0.0)
+        each = self.price(work).nfe
+        return int(left / each) if each else None
 
-    def segment_cost(self, start: float, end: float) -> Cost:
-        """Of sampling from one noise level down to another."""
-        return self.spending.predict(self._segment(start, end), self.engine.steps_between(start, end))
-
-    def score_cost(self, level: float) -> Cost:
-        """Of scoring a state: above level 0 it takes one evaluation per item."""
-        return self.spending.predict(self._look(level), 1 if level > 0 else 0)
+    def price(self, work: Sequence[Piece]) -> Cost:
+        """What all of this will cost."""
+        price = NOTHING
+        for piece, times in Counter(work).items():
+            price = price + self.spending.predict(self._kind(piece), piece.steps(self.engine)).times(times)
+        return price
 
     def drafts(self, steps: int, stage: str, reserve: Reserve) -> Run:
         """The same search on a coarser schedule, which leaves `reserve` unspent."""
-        return Run(self.engine.drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve, self.drop)
+        return Run(
+            drafts(self.engine).drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve, self.drop
+        )
 
-    def _whole(self, ways: Sequence[Sequence[Jump]]) -> str:
-        each = [" ".join(f"{jump.start:.6f} to {jump.to:.6f}" for jump in jumps) for jumps in ways]
-        return f"{self.stage} " + " and ".join(each)
-
-    def _segment(self, start: float, end: float) -> str:
-        return f"{self.stage} from {start:.6f} to {end:.6f}"
-
-    def _look(self, level: float) -> str:
-        return f"{self.stage} {'x0' if level > 0 else 'image'}"
+    def _kind(self, *pieces: Piece) -> str:
+        return f"{self.stage} " + " and ".join(piece.name for piece in pieces)
 
     def _add(self, rendered: Rendered) -> Candidate | None:
-        return self._log(rendered, self.stage, self._whole(ways(rendered.recipes)))
+        return self._log(rendered, self.stage, self._kind(*ways(rendered.recipes)), rendered.cost)
 
-    def _log(self, rendered: Rendered, stage: str, work: str, booked: Cost = NOTHING) -> Candidate | None:
-        """Writes a candidate down, and what it cost beyond what is booked already as that kind of work."""
+    def _log(self, rendered: Rendered, stage: str, work: str, cost: Cost) -> Candidate | None:
+        """Logs a candidate, and what its last piece of work cost."""
         if rendered.error is not None and not self.drop:
             raise ValueError(f"candidate {len(self.log.candidates)}: {rendered.error}")
-        seconds = sum(rendered.seconds.values())
         candidate = None
         if rendered.error is None:
             candidate = self.pool.add(rendered, stage, self.engine)
         else:
             self.log.drop(rendered)
-        self.spending.book(work, rendered.nfe - booked.nfe, seconds - booked.seconds)
+        self.spending.learn(work, cost)
         if candidate is not None:
             self.spending.seen(candidate)
             if self.on_candidate is not None:
@@ -242,9 +209,10 @@ class Run:
         return candidate
 
 
-def ways(recipes: Recipes) -> list[Sequence[Jump]]:
-    """The jumps of each run of the batch that these take: items that jump at other levels are sampled in another."""
-    return list({tuple((jump.start, jump.to) for jump in recipe.jumps): recipe.jumps for recipe in recipes}.values())
+def ways(recipes: Recipes) -> list[Whole]:
+    """The trajectories that a batch of these takes: items that jump at other levels are sampled in another run."""
+    unlike = {tuple((jump.start, jump.to) for jump in recipe.jumps): recipe.jumps for recipe in recipes}
+    return list(map(Whole, unlike.values()))
 
 
 def search(
@@ -267,12 +235,14 @@ def search(
     Raises ValueError for a budget or an algorithm that does not fit the engine.
     """
     log = pool.log
+    engine.ledger = log.ledger
     run = Run(engine, pool, Spending(budget or Budget(), log, engine, finish), on_candidate, drop=drop)
     with suppress(BudgetSpent):
         algorithm(run, seed)
     log.stopped = run.spending.reason
     log.early = run.finishing
-    _render_again(engine, pool, strict=not run.finishing)
+    log.ledger.book(UNFINISHED, log.ledger.answer())
+    render_winners_again(engine, pool, strict=not run.finishing)
     if log.dropped:
         log.warnings.append(f"{len(log.dropped)} candidates were dropped. The last: {log.dropped[-1]}")
     log.warnings += log.gate_warnings()
@@ -303,81 +273,3 @@ def _of_copies(first: Candidate, second: Candidate) -> str:
         "something before or inside the sampler draws its own noise from a seed of its own instead, or starts without "
         "any (a schedule or denoise close to 0). No search can find anything so; switch that off, or raise denoise."
     )
-
-
-def _render_again(engine: Engine, pool: Pool, strict: bool) -> None:
-    """Renders alone what is among the best and was let go or is only remembered, and the best sampled in a batch.
-
-    strict: whether something remembered that is no longer so is a StaleMemory, and a winner that is another alone
-    BatchesMix, or only a warning.
-    """
-    log = pool.log
-    in_batch = pool.to_compare()
-    apart = 0.0
-    failed: dict[int, str] = {}  # since the search
-    for index in pool.again():
-        candidate = log.candidates[index]
-        rendered = engine.remake(candidate.recipes)
-        if rendered.error is not None:
-            raise ValueError(f"candidate {index}, when it was rendered again: {rendered.error}")
-        failed.update({member: cause for member, cause in rendered.failed.items() if member not in log.failed})
-        difference = (rendered.values - torch.tensor(candidate.values)).abs()
-        difference = difference.nan_to_num(0.0)  # of a verifier that was dropped
-        if candidate.recalled and _is_stale(log, candidate, rendered):
-            then = candidate.values if rendered.before is None else rendered.before.tolist()
-            text = f"candidate {index} scored {then} before and {rendered.values.tolist()} now"
-            if strict:
-                raise StaleMemory(text)
-            log.warnings.append(f"What was remembered of this search no longer fits ({text}): the order may be wrong.")
-        pool.restore(index, rendered)
-        if index in in_batch:
-            apart = max(apart, float(difference.max()))
-            how = rendered.mixed
-            if bool((difference > tolerance(log)).any()):
-                how = f"scores {float(difference.max()):.3g} otherwise"
-            if how is not None:
-                text = (
-                    f"Candidate {index} {how} alone than in its batch: something in the model or the sampler mixes the "
-                    "candidates of a batch"
-                )
-                if strict:
-                    raise BatchesMix(text)
-                log.warnings.append(
-                    f"{text}. The image is the one made alone, but the order may be wrong. Set batch_size to 1."
-                )
-    for cause in dict.fromkeys(failed.values()):
-        names = ", ".join(log.members[member] for member in failed if failed[member] == cause)
-        log.warnings.append(
-            f"{names} failed when the best was rendered once more: {cause} (Its scores from before decide; whether "
-            "they still hold could not be checked.)"
-        )
-    if in_batch:
-        log.findings["batch_difference"] = apart  # of the best ones' values from those of their runs alone
-
-
-def _is_stale(log: SearchLog, candidate: Candidate, rendered: Rendered) -> bool:
-    """Whether a remembered candidate, made again, is another: by its scores, or where no verifier gives the same score
-    twice by its picture."""
-    then = torch.tensor(candidate.values) if rendered.before is None else rendered.before
-    if bool(((rendered.values - then).abs().nan_to_num(0.0) > tolerance(log)).any()):
-        return True
-    if len({*log.noisy, *log.comparative}) < len(log.members) or rendered.thumbnails is None:
-        return False
-    pictures = [(log.thumbnails.get((candidate.index, row)), now) for row, now in enumerate(rendered.thumbnails)]
-    return any(
-        old is not None and (old.shape != now.shape or float((old.float() - now.float()).abs().mean()) > PICTURE_APART)
-        for old, now in pictures
-    )
-
-
-def tolerance(log: SearchLog) -> torch.Tensor:
-    """How far scores alone and in a batch, or then and now, may be apart, float64 [rows, members]: more than rounding
-    ever makes."""
-    finals = torch.tensor([candidate.values for candidate in log.of_stage()], dtype=torch.float64)
-    spread, size = finals.amax(dim=0) - finals.amin(dim=0), finals.abs().amax(dim=0)
-    limits = torch.maximum(SPREAD_APART * spread, VALUE_APART * size)
-    for member, usual in enumerate(log.usual_ranges or ()):
-        if usual is not None:
-            limits[:, member] = RANGE_APART * (usual[1] - usual[0])
-    limits[:, [*log.noisy, *log.comparative]] = torch.inf
-    return limits

@@ -277,7 +277,7 @@ def install() -> None:
     timed(pack("host.progress").SearchProgress, "candidate", "previews and text")
     timed(pack("host.progress").SearchProgress, "end", "previews and text")
     timed(pack("host.judging.hosted").HostedVerifier, "score", "score")
-    timed(pack("search.run"), "_render_again", why="winner")
+    timed(pack("search.run"), "render_winners_again", why="winner")
     timed(pack("nodes.samplers"), "run_node", "log and order")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+from ...search.algorithm import Algorithm
 from ...search.algorithms.replay import ReplayRecipe
 from ...search.budget import Budget
-from ...search.log import Pool, SearchLog
+from ...search.log import Pool
 from ...search.recipe import Recipe
-from ...search.run import Algorithm
+from ...search.winners import score_limits
 from ..pictures import coarse
 from ..sampling.stock import Sampling
 from . import travel
@@ -77,15 +77,5 @@ def _difference(winners: Winners, pool: Pool) -> str:
     """What tells the winner in the pool from the saved one, in words; "" for nothing."""
     pictures = coarse(result.image for result in pool.top(0))
     scores = pool.log.candidates[0].values
-    return travel.difference(winners, scores, pictures, score_limits(pool.log))
-
-
-def score_limits(log: SearchLog) -> list[float]:
-    """How far the scores of the same picture may be apart on two machines, for each member."""
-    limits = []
-    for member in range(len(log.members)):
-        usual = (log.usual_ranges or {member: None})[member]
-        size = max(abs(row[member]) for row in log.candidates[0].values)
-        limit = travel.RANGE_APART * (usual[1] - usual[0]) if usual is not None else travel.VALUE_APART * size
-        limits.append(math.inf if member in log.noisy else limit)
-    return limits
+    limits = score_limits(pool.log, elsewhere=True)[0].tolist()
+    return travel.difference(winners, scores, pictures, limits)

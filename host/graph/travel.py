@@ -24,11 +24,10 @@ KEY = "noise_search"
 MOST_RUNS = 256  # of one node in one prompt that are written down
 MOST_RANKS = 64  # that are read: a workflow may come from anybody
 
-# How far a picture made again may be from the saved one without a word. Of 72 pictures of the demo model, float16 moved
-# the score by 0.04 % of the verifier's range and the coarse colours by 0.01 at most; bfloat16 in 9 of 10 by 0.13 % and
-# 0.3, and of the rest some are other pictures. Two seeds of one prompt are 2.8 apart at least, and 19 in the median.
-RANGE_APART = 0.01  # of a verifier's usual range
-VALUE_APART = 0.01  # of the score, where it has none
+# How far a picture made again may be from the saved one without a word; how far its scores may be is said in
+# `search/winners.py`. Of 72 pictures of the demo model, float16 moved the score by 0.04 % of the verifier's range and
+# the coarse colours by 0.01 at most; bfloat16 in 9 of 10 by 0.13 % and 0.3, and of the rest some are other pictures.
+# Two seeds of one prompt are 2.8 apart at least, and 19 in the median.
 PICTURE_APART = 2.0  # of 255, the mean over a coarse picture
 
 Ranks = tuple[tuple[Recipe, ...], ...]  # the best k, each a recipe per item

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 
 from ...search.comparisons import NoAnswer
 from ...search.judges import Judge, Judges
+from ...search.ledger import NOTHING, SCORE, Cost, Ledger
 from ...verifiers.base import VerifierError
 from ...verifiers.console import logger
 from ..sampling.out_of_memory import with_memory
@@ -37,7 +37,7 @@ class Scored:
     looks: by column what a judge that compares keeps of each row."""
 
     values: torch.Tensor
-    seconds: float
+    cost: Cost
     looks: Mapping[int, Sequence[Any]]
 
 
@@ -64,17 +64,16 @@ class Scorer:
         judges = enumerate(self.judges.judges)
         return {number: judge for number, judge in judges if any(judge.weights) and number not in self._causes}
 
-    def score_all(
-        self, candidates: Sequence[Shown], spent: Callable[[float], None] = lambda seconds: None
-    ) -> list[Scored]:
+    def score_all(self, candidates: Sequence[Shown], ledger: Ledger | None = None) -> list[Scored]:
         """Scores candidates verifier by verifier, so that each network of an ensemble is loaded once.
 
-        spent: called with the seconds of each piece of work. Running out of memory is tried again once the other models
+        ledger: where the seconds are booked. Running out of memory is tried again once the other models
         are unloaded. Raises VerifierError and what else a verifier raises.
         """
         columns: list[list[torch.Tensor]] = [[] for _ in candidates]
         looks: list[dict[int, list[Any]]] = [{} for _ in candidates]
-        seconds = [0.0] * len(candidates)
+        costs = [NOTHING] * len(candidates)
+        ledger = ledger or Ledger()
         for number, judge in enumerate(self.judges.judges):
             for index, shown in enumerate(candidates):
                 if shown.broken:
@@ -82,18 +81,17 @@ class Scorer:
                 if not (shown.finished or judge.previews):
                     columns[index].append(torch.full((len(shown.rows), len(judge.members)), math.nan))
                     continue
-                start = time.perf_counter()
-                work = partial(self._rows, shown, judge.verifier)
-                if judge.question is not None:
-                    work = partial(self._looks, shown, number, looks[index])
-                columns[index].append(self._ask(number, len(shown.rows), work))
-                took = time.perf_counter() - start
-                seconds[index] += took
-                spent(took)
+                spent = ledger.measure()
+                with ledger.clock(SCORE):
+                    work = partial(self._rows, shown, judge.verifier)
+                    if judge.question is not None:
+                        work = partial(self._looks, shown, number, looks[index])
+                    columns[index].append(self._ask(number, len(shown.rows), work))
+                costs[index] = costs[index] + spent.cost
         width = len(self.judges.members)
         return [
-            Scored(torch.cat(each, dim=1) if each else torch.zeros(len(shown.rows), width), took, kept)
-            for shown, each, took, kept in zip(candidates, columns, seconds, looks, strict=True)
+            Scored(torch.cat(each, dim=1) if each else torch.zeros(len(shown.rows), width), cost, kept)
+            for shown, each, cost, kept in zip(candidates, columns, costs, looks, strict=True)
         ]
 
     def asks(self, column: int) -> tuple[str, str]:

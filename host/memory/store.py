@@ -28,8 +28,8 @@ from PIL import Image
 
 from ...search.comparisons import Comparison
 from ...search.engine import Rendered
+from ...search.ledger import Cost
 from ...search.recipe import from_json, to_json
-from ...search.remember import Spent
 from ...verifiers.console import logger
 from . import tables
 
@@ -245,7 +245,7 @@ class StoredMemory:
             self.works.add(_digest(work))
         return found
 
-    def segment(self, work: str) -> Spent | None:
+    def segment(self, work: str) -> Cost | None:
         return self._try(lambda: self._segment(work), None)
 
     def keep_candidate(self, work: str, rendered: Rendered) -> None:
@@ -253,8 +253,8 @@ class StoredMemory:
         pictures = None if rendered.thumbnails is None else _to_png(rendered.thumbnails)
         self._keep(work, recipes, values, rendered.nfe, dict(rendered.seconds), rendered.together, pictures)
 
-    def keep_segment(self, work: str, spent: Spent) -> None:
-        self._keep(work, None, None, spent.nfe, dict(spent.seconds))
+    def keep_segment(self, work: str, cost: Cost) -> None:
+        self._keep(work, None, None, round(cost.nfe), dict(cost.phases))
 
     def comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
         """What this judge answered to this question about any two of these candidates, the oldest first."""
@@ -330,15 +330,16 @@ class StoredMemory:
         recipes, values, nfe, seconds, together, pictures = row
         try:
             made, spent = tuple(from_json(recipes)), _spent(nfe, seconds)
+            nfe = round(spent.nfe)
             table = torch.tensor(json.loads(values), dtype=torch.float32)
             if table.ndim != 2 or len(table) != len(made) or table.isinf().any():
                 raise ValueError(f"there are no values for {len(made)} images")
             return Rendered(
                 recipes=made,
                 values=table,
-                nfe=spent.nfe,
-                nfe_per_row=spent.nfe // len(made),
-                seconds=spent.seconds,
+                nfe=nfe,
+                nfe_per_row=nfe // len(made),
+                seconds=spent.phases,
                 thumbnails=None if pictures is None else _from_png(pictures, len(made)),
                 together=bool(together),
                 recalled=True,
@@ -347,7 +348,7 @@ class StoredMemory:
             log_to_console.info("Noise Search: a stored candidate cannot be read (%s)", error)
             return None
 
-    def _segment(self, work: str) -> Spent | None:
+    def _segment(self, work: str) -> Cost | None:
         row = self._row(work)
         if row is None or row[1] is not None:
             return None
@@ -553,10 +554,10 @@ def _may_pass(error: Exception) -> bool:
     return _is_locked(error) or any(word in str(error) for word in ("disk is full", "readonly"))
 
 
-def _spent(nfe: Any, seconds: Any) -> Spent:
+def _spent(nfe: Any, seconds: Any) -> Cost:
     """What an entry says that it took. Raises any error where that cannot be."""
-    spent = Spent(int(nfe), {str(phase): float(value) for phase, value in json.loads(seconds).items()})
-    if spent.nfe < 0 or not all(0 <= value < math.inf for value in spent.seconds.values()):
+    spent = Cost(int(nfe), {str(phase): float(value) for phase, value in json.loads(seconds).items()})
+    if spent.nfe < 0 or not all(0 <= value < math.inf for value in spent.phases.values()):
         raise ValueError(f"it cannot have taken {nfe} evaluations and {seconds!r:.80} seconds")
     return spent
 

@@ -20,8 +20,9 @@ import comfy.model_management as mm
 import torch
 
 from ...search.engine import Recipes
+from ...search.ledger import BATCH_TRIAL, OUT_OF_MEMORY, SAMPLE, SAMPLER_TRIAL, Cost
 from ...search.recipe import SEED_RANGE, Recipe
-from ...search.run import BatchesMix
+from ...search.winners import BatchesMix
 from ...verifiers.console import logger
 from ..errors import is_cancel
 from ..known import CACHE, MIXING, home
@@ -55,8 +56,7 @@ class Sampled:
 
     latent: dict[str, Any]
     denoised: dict[str, Any]
-    nfe: int
-    seconds: float
+    cost: Cost
     together: bool = False
     pace: float = 0.0
 
@@ -78,16 +78,14 @@ class Batches:
         self.coarse = not _is_float32(sampling)
         self.kept: dict[tuple[int, Recipes], torch.Tensor] = {}
         self.notes: list[str] = []
-        self.extra_nfe, self.extra_seconds = 0, 0.0
         why = obstacle_around(sampling) if self.size > 1 else None
         if why is None and self.automatic and self.size > 1:
             self.size = min(self.size, fitting(sampling))
             if EXTRA_SHARE * candidates < TRIALS + COMPARED:
                 why = "the search is too small for it to pay"
         if why is None and self.size > 1:
-            started = time.perf_counter()
-            why = obstacle_within(sampling)
-            self.extra_seconds += time.perf_counter() - started
+            with sampling.ledger.apart(SAMPLER_TRIAL), sampling.ledger.clock(SAMPLE):
+                why = obstacle_within(sampling)
         if why is not None and self.size > 1:
             if not self.automatic:
                 log_to_console.warning("Noise Search: batch_size %d is not used: %s", wanted, why)
@@ -102,15 +100,16 @@ class Batches:
             if len(part) == 1 or self._needs_one_alone(sampling):
                 made.append(self._alone(sampling, part[0], callback))
             elif sampling.steps > self.tried:
-                self._probe(sampling)
+                with sampling.ledger.apart(BATCH_TRIAL), sampling.ledger.clock(SAMPLE):
+                    self._probe(sampling)
             else:
                 made += self._together(sampling, part, callback)
         return made
 
     def patiently(self, sampling: Sampling, work: Callable[[], T]) -> T:
         """Some sampling of one candidate; if memory runs out, once more. What the first try spent is extra."""
-        before, started = sampling.evaluations.rows, time.perf_counter()
-        return with_memory(work, "sampling", lambda: self._extra(sampling, before, started))
+        first = sampling.ledger.measure()
+        return with_memory(work, "sampling", lambda: sampling.ledger.set_apart(OUT_OF_MEMORY, first.cost))
 
     def differs(self, sampling: Sampling, recipes: Recipes, latent: dict[str, Any]) -> str | None:
         """What shows that a candidate, made again alone, is another than in its batch; None where nothing does."""
@@ -128,10 +127,10 @@ class Batches:
         return one
 
     def _together(self, sampling: Sampling, part: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
-        before, started = sampling.evaluations.rows, time.perf_counter()
+        spent = sampling.ledger.measure()
         batch = self._attempt(sampling, len(part), partial(together, sampling, part, callback))
         if batch and self._skips(sampling):
-            self._extra(sampling, before, started)
+            sampling.ledger.set_apart(BATCH_TRIAL, spent.cost)
             return []
         for recipes, one in zip(part, batch or (), strict=False):
             self.kept[sampling.steps, recipes] = _values(one.latent)
@@ -163,7 +162,7 @@ class Batches:
         Attention patches and the like may not be made for batches. An error that has another cause comes again when
         the candidates are sampled alone.
         """
-        before, started = sampling.evaluations.rows, time.perf_counter()
+        spent = sampling.ledger.measure()
         try:
             return work()
         except Exception as error:
@@ -171,7 +170,7 @@ class Batches:
                 raise
             oom, cause = is_oom(error), f"{type(error).__name__}: {error}"
         # Outside of the handler: the traceback would keep the tensors.
-        self._extra(sampling, before, started)
+        sampling.ledger.set_apart(OUT_OF_MEMORY if oom else BATCH_TRIAL, spent.cost)
         if oom:
             self.size = max(min(self.size, count) // 2, 1)
             mm.soft_empty_cache()
@@ -181,26 +180,18 @@ class Batches:
         return None
 
     def _probe(self, sampling: Sampling) -> None:
-        """Whether the known candidate is the same between strangers. What that took is extra."""
+        """Whether the known candidate is the same between strangers."""
         assert self.known is not None
         trial = _Trial(sampling, self.known)
-        before, started = sampling.evaluations.rows, time.perf_counter()
         apart = self._attempt(sampling, TRIALS, trial.apart)
-        if apart is None:
-            return  # with half as many, once more
-        if self._skips(sampling):
-            self._extra(sampling, before, started)
-            return
+        if apart is None or self._skips(sampling):
+            return  # out of memory, with half as many once more
         same: bool | None = apart <= (COARSE_ROUNDING if self.coarse else ROUNDING)
         if not same:
-            middle = sampling.evaluations.rows, time.perf_counter()
             same = self._attempt(sampling, TRIALS, trial.is_rounding)
             self.coarse = True
             if same is None:
-                self.extra_nfe += middle[0] - before
-                self.extra_seconds += middle[1] - started
                 return
-        self._extra(sampling, before, started)
         self.tried = sampling.steps
         if not same:
             self._give_up(f"in a batch they influence each other (one differs by {apart:.2g} from the same alone)")
@@ -208,11 +199,6 @@ class Batches:
     def _give_up(self, why: str) -> None:
         self.size = 1
         self.notes.append(f"Candidates are sampled one at a time, not in batches: {why}")
-
-    def _extra(self, sampling: Sampling, before: int, started: float) -> None:
-        """Counts what was spent since then as extra."""
-        self.extra_nfe += sampling.evaluations.rows - before
-        self.extra_seconds += time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -264,9 +250,10 @@ class _Trial:
 
 def alone(sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sampled:
     """One candidate, exactly as the stock node samples it."""
-    before, clock = sampling.evaluations.rows, _Clock(callback)
-    latents = sampling.sample(recipes, clock)
-    return Sampled(*latents, sampling.evaluations.rows - before, clock.seconds(), pace=clock.pace())
+    spent, clock = sampling.ledger.measure(), _Clock(callback)
+    with sampling.ledger.clock(SAMPLE):
+        latents = sampling.sample(recipes, clock)
+    return Sampled(*latents, spent.cost, pace=clock.pace())
 
 
 def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
@@ -274,26 +261,27 @@ def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callab
 
     callback: gets the first one only, as previewers may take a batch for the frames of a video.
     """
-    before, count = sampling.evaluations.rows, len(candidates)
-    noise, latent = _joined(sampling, candidates)
+    spent, count = sampling.ledger.measure(), len(candidates)
     first = lambda step, x0, x, total_steps: callback and callback(step, x0[:1], x[:1], total_steps)  # noqa: E731
     clock = _Clock(first)
-    samples, x0 = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, clock)
-    nfe, seconds, pace = (sampling.evaluations.rows - before) // count, clock.seconds() / count, clock.pace() / count
+    with sampling.ledger.clock(SAMPLE):
+        noise, latent = _joined(sampling, candidates)
+        samples, x0 = sampling.run(noise, latent, sampling.sigmas, candidates[0][0].seed, clock)
+    each, pace = spent.cost.shared(count), clock.pace() / count
     made = []
     for row in range(count):
         rows = slice(row, row + 1)
         latents = sampling.finished(samples[rows].clone(), None if x0 is None else x0[rows].clone())
-        made.append(Sampled(*latents, nfe, seconds, together=True, pace=pace))
+        made.append(Sampled(*latents, each, together=True, pace=pace))
     return made
 
 
 class _Clock:
-    """A sampler's callback that takes the time, as a whole and from the first step on."""
+    """A sampler's callback that takes the time from the first step on."""
 
     def __init__(self, callback: Callable | None):
         self.callback = callback
-        self.started = self.stepped = time.perf_counter()
+        self.stepped = time.perf_counter()
 
     def __call__(self, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
         if step == 0 and not x0.is_nested:
@@ -301,9 +289,6 @@ class _Clock:
             self.stepped = time.perf_counter()
         if self.callback is not None:
             self.callback(step, x0, x, total_steps)
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
 
     def pace(self) -> float:
         return time.perf_counter() - self.stepped

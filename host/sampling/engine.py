@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -15,8 +13,9 @@ import comfy.nested_tensor
 import torch
 
 from ...search.comparisons import Sight
-from ...search.engine import Recipes, Rendered, State
+from ...search.engine import Drafts, Recipes, Rendered, Segments, State
 from ...search.judges import judges_of
+from ...search.ledger import DECODE, SAMPLE, SAMPLER_TRIAL, SCORE, Cost, Ledger
 from ..judging.hosted import broken, is_broken
 from ..judging.scorer import Scored, Scorer, Shown
 from ..pictures import in_colour
@@ -41,36 +40,12 @@ class Result:
     image: torch.Tensor
 
 
-class Books:
-    """What was spent since the last answer: wall time by phase, and the evaluations answered for before."""
-
-    def __init__(self, answered: int):
-        self.answered = answered
-        self.seconds: dict[str, float] = {}
-
-    def add(self, phase: str, seconds: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    @contextmanager
-    def clock(self, phase: str) -> Iterator[None]:
-        """Adds the wall time of its block, if that comes to its end."""
-        start = time.perf_counter()
-        yield
-        self.add(phase, time.perf_counter() - start)
-
-    def answer(self, nfe: int, seconds: Mapping[str, float]) -> None:
-        """Takes what a candidate cost out of what is pending."""
-        self.answered += nfe
-        for phase, spent in seconds.items():
-            self.add(phase, -spent)
-
-
 @dataclass(frozen=True)
 class Decoded:
     """images: one [frames, H, W, C] per row. broken: whether they have pixels that are no numbers."""
 
     images: list[torch.Tensor]
-    seconds: float
+    cost: Cost
     broken: bool
 
 
@@ -112,7 +87,6 @@ class ComfyEngine:
         self.finals_only = self.judges.finals_only
         self.finished = True  # what it renders: drafts are not
         self.rows = sampling.rows
-        self.books = Books(sampling.evaluations.rows)
         self.finish = finish
         self.batches = Batches(sampling, self.options.batch_size, candidates, finish)
         self.swaps = must_swap(sampling.model, vae, self.judges)
@@ -123,11 +97,21 @@ class ComfyEngine:
         return self.sampling.steps
 
     @property
+    def parts(self) -> tuple[type, ...]:
+        return Segments, Drafts
+
+    @property
     def deterministic(self) -> bool:
-        start = time.perf_counter()
-        answer = self.sampling.deterministic  # the sampler may have to be tried for it
-        self.batches.extra_seconds += time.perf_counter() - start
-        return answer
+        with self.ledger.apart(SAMPLER_TRIAL), self.ledger.clock(SAMPLE):  # the sampler may have to be tried for it
+            return self.sampling.deterministic
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.sampling.ledger
+
+    @ledger.setter
+    def ledger(self, ledger: Ledger) -> None:
+        self.sampling.evaluations.ledger = ledger
 
     @property
     def chunk(self) -> int:
@@ -137,10 +121,6 @@ class ComfyEngine:
     @property
     def trajectories(self) -> Trajectories:
         return Trajectories(self.sampling)
-
-    def pending(self) -> tuple[int, float]:
-        evaluations = self.sampling.evaluations.rows - self.batches.extra_nfe - self.books.answered
-        return evaluations, sum(self.books.seconds.values())
 
     def drafts(self, steps: int) -> ComfyEngine:
         other = copy.copy(self)
@@ -169,7 +149,6 @@ class ComfyEngine:
         else:
             sampled = self.batches.sample(self.sampling, chunk, self.on_step)
         chunk = chunk[: len(sampled)]
-        self.books.add("sample", sum(one.seconds for one in sampled))
         if not self.swaps:
             for recipes, one in zip(chunk, sampled, strict=True):
                 yield self._answer(recipes, one, self._decode(one))
@@ -188,17 +167,17 @@ class ComfyEngine:
 
     def _follow(self, recipes: Recipes) -> Sampled:
         """A trajectory with jumps."""
-        before, start = self.sampling.evaluations.rows, time.perf_counter()
-        point = self.trajectories.follow(recipes, self.on_step).latent
-        nfe, seconds = self.sampling.evaluations.rows - before, time.perf_counter() - start
-        return Sampled(*self.sampling.finished(point.samples, point.x0), nfe, seconds)
+        spent = self.ledger.measure()
+        with self.ledger.clock(SAMPLE):
+            point = self.trajectories.follow(recipes, self.on_step).latent
+        return Sampled(*self.sampling.finished(point.samples, point.x0), spent.cost)
 
     def start(self, recipes: Recipes) -> State:
         return self.trajectories.start(self.sampling.complete(recipes))
 
     def denoise(self, state: State, level: float) -> State:
         def work() -> State:
-            with self.books.clock("sample"):
+            with self.ledger.clock(SAMPLE):
                 return self.trajectories.denoise(state, level, self.on_step)
 
         return self._patiently(work)
@@ -211,13 +190,13 @@ class ComfyEngine:
             latents = self.sampling.finished(state.latent.samples, state.latent.x0)
         else:
             latents = self._patiently(partial(self._predict, state))
-        sampled = Sampled(*latents, *self.pending())
+        sampled = Sampled(*latents, self.ledger.pending)
         decoded = self._decode(sampled)
         [scored] = self._score_all([decoded], self.finished and state.level == 0)
         return self._answer(state.recipes, sampled, decoded, scored)
 
     def _predict(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
-        with self.books.clock("sample"):
+        with self.ledger.clock(SAMPLE):
             return self.trajectories.predict(state)
 
     def _patiently(self, work: Callable[[], T]) -> T:
@@ -233,33 +212,34 @@ class ComfyEngine:
         """The images of a candidate, one [frames, H, W, C] per row: of what the model expects in the end, where the
         schedule ends before that."""
         latent = sampled.denoised if self.sampling.leaves_noise else sampled.latent
-        start = time.perf_counter()
-        images = with_memory(lambda: decode(self.vae, latent), "decoding")
-        decoded = Decoded(split(images, self.rows), time.perf_counter() - start, is_broken([images]))
-        self.books.add("decode", decoded.seconds)
+        spent = self.ledger.measure()
+        with self.ledger.clock(DECODE):
+            images = with_memory(lambda: decode(self.vae, latent), "decoding")
+            parts = split(images, self.rows)
+        decoded = Decoded(parts, spent.cost, is_broken([images]))
         self.image_bytes = sum(image.numel() * image.element_size() for image in decoded.images)
         return decoded
 
     def _score_all(self, decoded: Sequence[Decoded], finished: bool | None = None) -> list[Scored]:
         finished = self.finished if finished is None else finished
         shown = [Shown(one.images, self.prompt, one.broken, finished) for one in decoded]
-        return self.scorer.score_all(shown, partial(self.books.add, "score"))
+        return self.scorer.score_all(shown, self.ledger)
 
     def _answer(self, recipes: Recipes, sampled: Sampled, decoded: Decoded, scored: Scored | None = None) -> Rendered:
         """Scores one decoded candidate. One whose pixels are no numbers is answered with what is wrong with it."""
         error = broken(f"the image of seed {recipes[0].seed}") if decoded.broken else None
         if scored is None:
             [scored] = self._score_all([decoded])
-        seconds = {"sample": sampled.seconds, "decode": decoded.seconds, "score": scored.seconds}
-        self.books.answer(sampled.nfe, seconds)
+        cost = self.ledger.answer(sampled.cost + decoded.cost + scored.cost)
+        nfe = round(cost.nfe)
         images = decoded.images
         take = take_row if self.rows > 1 else lambda samples, row: samples  # of a video all items
         return Rendered(
             recipes=recipes,
             values=scored.values,
-            nfe=sampled.nfe,
-            nfe_per_row=sampled.nfe // self.rows,
-            seconds=seconds,
+            nfe=nfe,
+            nfe_per_row=nfe // self.rows,
+            seconds=cost.phases,
             results=[
                 Result(take(sampled.latent["samples"], row), take(sampled.denoised["samples"], row), image)
                 for row, image in enumerate(images)
@@ -276,7 +256,7 @@ class ComfyEngine:
 
     def compare(self, column: int, row: int, first: Sight, second: Sight) -> float:
         looks = first.look(column, row), second.look(column, row)
-        with self.books.clock("score"):
+        with self.ledger.clock(SCORE):
             return self.scorer.compare(column, *looks, self.prompt)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...search.algorithm import Algorithm, typical_jumps
 from ...search.algorithms.random_search import RandomSearch
 from ...search.algorithms.replay import ReplayRecipe
 from ...search.algorithms.zero_order import ZeroOrderSearch
-from ...search.run import Algorithm
 from ...verifiers.console import logger
 from .stock import Sampling
 from .trajectory import Trajectories
@@ -28,8 +28,8 @@ def feasible(algorithm: Algorithm, candidates: int, sampling: Sampling) -> tuple
 
 def check_search(algorithm: Algorithm, sampling: Sampling) -> None:
     """Raises ValueError where an algorithm cannot do anything with this sampling, before anything is sampled."""
-    if algorithm.path():
-        Trajectories(sampling).check(algorithm.path()[0].start)
+    if jumps := typical_jumps(algorithm):
+        Trajectories(sampling).check(jumps[0].start)
     if isinstance(getattr(algorithm, "inner", algorithm), ZeroOrderSearch) and sampling.latent["samples"].is_nested:
         raise ValueError(
             f"{algorithm.name} turns noises, which cannot be done for a latent made of several tensors (audio with "

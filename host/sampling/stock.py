@@ -22,6 +22,7 @@ import comfy.utils
 import torch
 
 from ...search.engine import coarser
+from ...search.ledger import Cost, Ledger
 from ...search.recipe import SEED_RANGE, Recipe
 from ...verifiers.console import logger
 from ..demo import check_latent
@@ -39,21 +40,26 @@ log_to_console = logger(__name__)
 
 class Evaluations:
     """Counts rows through the denoiser, where it is called. items: of the latent batch that make one row. network: how
-    often the model behind it was called."""
+    often the model behind it was called. ledger: where they are booked as well, as they are made."""
 
     def __init__(self, items: int = 1) -> None:
         self.rows = 0
+        self.ledger = Ledger()
         self.items = items
         self.network = 0
         self.idle = 0
 
     def __call__(self, executor: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.rows += x.shape[0] // self.items
+        self.count(x.shape[0] // self.items)
         before = self.network
         out = executor(x, *args, **kwargs)
         self.idle += self.network == before
         return out
+
+    def count(self, rows: int) -> None:
+        self.rows += rows
+        self.ledger.spend(Cost(rows))
 
     def count_network(self, executor: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.network += 1
@@ -111,6 +117,11 @@ class Sampling:
         self.steps = max(len(sigmas) - 1, 0)
         self.settings = dict(settings)
         self.to_intermediate_dtype = to_intermediate_dtype
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where evaluations are booked. It is shared with `coarser` ones."""
+        return self.evaluations.ledger
 
     @classmethod
     def ksampler(

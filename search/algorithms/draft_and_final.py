@@ -10,11 +10,13 @@ from itertools import count, islice
 from typing import Any
 
 from ..aggregate import spearman
+from ..algorithm import Algorithm, typical_jumps
 from ..budget import BudgetSpent
-from ..engine import Recipes
+from ..engine import Recipes, drafts
 from ..log import DRAFT, Candidate, SearchLog
 from ..recipe import Jump, Recipe
-from ..run import Algorithm, Run
+from ..run import Run
+from ..work import Whole
 from .random_search import RandomSearch
 from .replay import ReplayRecipe
 
@@ -57,7 +59,7 @@ class DraftAndFinal:
 
     def __call__(self, run: Run, seed: int) -> None:
         steps = self.steps(run.engine.steps)
-        if not run.engine.deterministic:
+        if not drafts(run.engine).deterministic:
             sampler = run.log.settings.get("sampler", "this one")
             raise ValueError(
                 "Draft and Final needs a sampler that adds no noise of its own, such as euler, heun, dpmpp_2m or "
@@ -65,8 +67,8 @@ class DraftAndFinal:
                 "different images. Choose another sampler, or search without Draft and Final."
             )
         stock = run.stock(seed)
-        full = self.inner.path()
-        drafting = run.drafts(steps, DRAFT, lambda coming: [run.cost(full).times(self._finals(run, coming))])
+        final = Whole(tuple(typical_jumps(self.inner)))
+        drafting = run.drafts(steps, DRAFT, lambda coming: [run.price(self._finals(run, coming) * [final])])
         with suppress(BudgetSpent):
             self.inner(drafting, seed)
         # Out of patience, only the promised finals remain to be made; asked to finish, the best draft alone; else all
@@ -80,11 +82,11 @@ class DraftAndFinal:
         finally:
             self._report(run)
         if not impatient:  # too little is left for a draft and its final
-            for draw in count(seed + max(len(run.log.of_stage(DRAFT)) + len(run.log.dropped), 1)):
+            for draw in count(seed + max(run.log.count(DRAFT) + len(run.log.dropped), 1)):
                 run.render([(Recipe.from_seed(draw),)])
 
     def path(self) -> Sequence[Jump]:
-        return self.inner.path()
+        return typical_jumps(self.inner)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -106,7 +108,7 @@ class DraftAndFinal:
 
     def _finals(self, run: Run, coming: int = 0) -> int:
         """How many drafts are to be rendered in full, once `coming` more are there. The draft of stock is not."""
-        drafts = len(run.log.of_stage(DRAFT)) + coming
+        drafts = run.log.count(DRAFT) + coming
         return min(self.finals or math.ceil(math.sqrt(drafts)), max(drafts - 1, 1))
 
     def _ranked(self, run: Run, stock: Candidate, ranks: Iterable[int]) -> list[Recipes]:
@@ -120,7 +122,7 @@ class DraftAndFinal:
     def _report(self, run: Run) -> None:
         """Writes down how well the drafts foretold the finals, by the mean over the items of the batch."""
         log = run.log
-        log.findings["drafts"] = len(log.of_stage(DRAFT))
+        log.findings["drafts"] = log.count(DRAFT)
         log.findings["draft_steps"] = self.steps(run.engine.steps)
         pairs = [_pairs(log, row) for row in range(log.rows)]
         fewest = min(map(len, pairs))

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
-from ..budget import Cost
 from ..engine import State
 from ..log import Candidate
 from ..recipe import Jump, Recipe, derive
 from ..run import Run
+from ..work import Look, Piece, Segment, Whole
 
 FEWEST_BRANCHES = 2  # with a single branch there is nothing to choose
 
@@ -59,12 +59,12 @@ class SearchOverPaths:
 
     def __call__(self, run: Run, seed: int) -> None:
         if run.engine.steps:
-            run.engine.steps_between(1.0, self.sigma)  # says so at once where there can be no paths
+            run.segments.steps_between(1.0, self.sigma)  # says so at once where there can be no paths
         run.stock(seed)
         seeds = count(seed)
         for number in count():
             if not self._fits(run):
-                if number == 0 and run.affords(run.cost()):
+                if number == 0 and run.has_room([Whole()]):
                     run.log.warnings.append(
                         f"The budget has no room for a round of Search over Paths ({self.paths} paths with "
                         f"{self._fewest()} branches each), so plain noises were tried instead. Raise candidates, or "
@@ -96,12 +96,13 @@ class SearchOverPaths:
 
     def _pass(self, run: Run, seeds: Iterator[int], draw: Callable[..., int]) -> None:
         levels = self.levels()
+        # Step 1: noises, sampled down to noise level sigma.
         paths = [run.denoise(run.start((Recipe.from_seed(next(seeds)),)), self.sigma) for _ in range(self.paths)]
         for number in range(len(levels) - 1):
             found = self._branches(run, paths, levels[number:], partial(draw, number))
             if not found:
                 break
-            paths = self._best(run, found)
+            paths = self._best(run, found)  # step 4
             if run.finishing:
                 break
         else:
@@ -117,12 +118,13 @@ class SearchOverPaths:
         level, below = levels[:2]
         found: list[tuple[State, Candidate]] = []
         for j in range(self.branches or self._affordable(run, levels)):
-            needed = self._round(run, level, below).times(1 if found else self._fewest())
-            if not run.affords(needed, self._ending(run, below)):
+            needed = (1 if found else self._fewest()) * self._round(level, below)
+            if not run.has_room(needed + self._ending(below)):
                 break
             for i, path in enumerate(paths):
-                down = run.denoise(run.renoise(path, level + self.forward, draw(i, j)), below)
-                candidate = run.score(down)
+                up = run.renoise(path, level + self.forward, draw(i, j))  # step 2
+                down = run.denoise(up, below)  # step 3
+                candidate = run.score(down)  # step 4, of the x0 prediction
                 if candidate is not None:
                     found.append((down, candidate))
                 if run.finishing:
@@ -137,25 +139,26 @@ class SearchOverPaths:
             ranked.append(sorted(found, key=lambda branch: merits[branch[1].index], reverse=True))
         return [run.join([branches[rank][0] for branches in ranked]) for rank in range(min(self.paths, len(found)))]
 
-    # What things cost
+    # What is planned
 
-    def _beginning(self, run: Run) -> Cost:
-        return run.segment_cost(1.0, self.sigma).times(self.paths)
+    def _beginning(self) -> list[Piece]:
+        begin: list[Piece] = [Segment(1.0, self.sigma)]
+        return self.paths * begin
 
-    def _round(self, run: Run, level: float, below: float) -> Cost:
+    def _round(self, level: float, below: float) -> list[Piece]:
         """One branch of every path."""
-        return (run.segment_cost(level + self.forward, below) + run.score_cost(below)).times(self.paths)
+        branch: list[Piece] = [Segment(level + self.forward, below), Look(below)]
+        return self.paths * branch
 
-    def _ending(self, run: Run, level: float) -> Cost:
+    def _ending(self, level: float) -> list[Piece]:
         """Finishing all paths from a level."""
-        if level == 0:
-            return Cost()
-        return (run.segment_cost(level, 0.0) + run.score_cost(0.0)).times(self.paths)
+        rest: list[Piece] = [Segment(level, 0.0), Look(0.0)] if level > 0 else []
+        return self.paths * rest
 
     def _affordable(self, run: Run, levels: list[float]) -> int:
         """Branches for which the rounds from levels[0] to the end spend what is left."""
-        each = sum(self._round(run, *ends).nfe for ends in zip(levels, levels[1:], strict=False))
-        return max(int(run.left() / each), FEWEST_BRANCHES) if each else FEWEST_BRANCHES
+        rounds = [piece for ends in pairwise(levels) for piece in self._round(*ends)]
+        return max(run.how_often(rounds) or 0, FEWEST_BRANCHES)
 
     def _fewest(self) -> int:
         return min(FEWEST_BRANCHES, self.branches or FEWEST_BRANCHES)
@@ -165,5 +168,4 @@ class SearchOverPaths:
         if not run.engine.steps:
             return False
         level, below = self.levels()[:2]
-        first = self._round(run, level, below).times(self._fewest())
-        return run.affords(self._beginning(run), first, self._ending(run, below))
+        return run.has_room(self._beginning() + self._fewest() * self._round(level, below) + self._ending(below))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from ..recipe import Jump, Recipe
+from ..recipe import Recipe
 from ..run import Run
 
 
@@ -27,6 +27,3 @@ class RandomSearch:
 
     def settings(self) -> dict[str, Any]:
         return {}
-
-    def path(self) -> tuple[Jump, ...]:
-        return ()

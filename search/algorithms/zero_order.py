@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from ..log import Candidate
-from ..recipe import SEED_RANGE, Jump, Recipe, Rotate
+from ..recipe import SEED_RANGE, Recipe, Rotate
 from ..run import Run
 
 KEEP, REDRAW, SHRINK = STUCK = ("keep the pivot", "draw a new pivot", "shrink the angle")
@@ -19,10 +19,11 @@ SMALLEST_ANGLE = 1.0
 class ZeroOrderSearch:
     """Climbs from noise to better noise nearby (Zero-Order Search, ZO-N, Ma et al., arXiv 2501.09732, section 3.2).
 
-    From a pivot, `neighbours` noises at `angle` degrees from it (0 to 180; the first author's code has a cosine of
-    0.95, which is 18.2 degrees) are rendered; the best of pivot and neighbours is the next pivot. The pivot is never
-    rendered twice. stuck: what happens when no neighbour is better: "keep the pivot" and draw other neighbours,
-    "draw a new pivot", or "shrink the angle" by 0.7, not below 1 degree, until one is better again.
+    1. The pivot is a noise. 2. `neighbours` noises at `angle` degrees from it (0 to 180; the first author's code has a
+    cosine of 0.95, which is 18.2 degrees) 3. are rendered and scored. 4. The best of pivot and neighbours is the next
+    pivot, and 2 to 4 repeat. The pivot is never rendered twice. stuck: what happens when no neighbour is better: "keep
+    the pivot" and draw other neighbours, "draw a new pivot", or "shrink the angle" by 0.7, not below 1 degree, until
+    one is better again.
 
     Candidate j draws from `seed + j`. The sampler's own noise, if any, is the same for all that share a pivot's seed
     (common random numbers). In a latent batch every item has a pivot of its own.
@@ -42,23 +43,20 @@ class ZeroOrderSearch:
             raise ValueError(f"unknown choice {self.stuck!r} for no better neighbour; known: {', '.join(STUCK)}")
 
     def __call__(self, run: Run, seed: int) -> None:
-        stock = run.stock(seed)
+        stock = run.stock(seed)  # step 1: the first pivot
         climbers = [_Climber(self, row, stock) for row in range(run.rows)]
         draws = count(seed + 1)
         while True:
-            steps = [
+            steps = [  # step 2: noises at one distance from the pivot
                 tuple(climber.step(draw, first=position == 0) for climber in climbers)
                 for position, draw in zip(range(self.neighbours), draws, strict=False)
             ]
-            found = run.render(steps)
+            found = run.render(steps)  # step 3
             for climber in climbers:
-                climber.move(run, found)
+                climber.move(run, found)  # step 4
 
     def settings(self) -> dict[str, Any]:
         return {"neighbours": self.neighbours, "angle": self.angle, "no_better_neighbour": self.stuck}
-
-    def path(self) -> tuple[Jump, ...]:
-        return ()
 
 
 class _Climber:

@@ -23,10 +23,12 @@ from noise_search.host.sampling import batching, engine
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import run_node as search
+from noise_search.search import ledger
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget, Spending
+from noise_search.search.ledger import Cost
 from noise_search.search.log import SearchLog
 
 STEPS, SEED, CANDIDATES = 4, 20, 8
@@ -328,7 +330,7 @@ def bars(monkeypatch):
         progress.SearchProgress, "__init__", lambda self, *given: (made.append(self), original(self, *given))[1]
     )
     clock = SimpleNamespace(perf_counter=itertools.count().__next__)
-    monkeypatch.setattr(engine, "time", clock)
+    monkeypatch.setattr(ledger, "time", clock)
     monkeypatch.setattr(batching, "time", clock)
     return made
 
@@ -376,13 +378,6 @@ def test_evaluations_of_before_are_not_this_search(demo, shown, bars):
     assert made.value < STEPS / 2
 
 
-class Pending:
-    """An engine with work that is not answered for."""
-
-    def __init__(self, nfe, seconds):
-        self.pending = lambda: (nfe, seconds)
-
-
 @pytest.mark.parametrize(
     "budget, sampling, again, fraction",
     [
@@ -396,6 +391,8 @@ class Pending:
     ids=["half", "not judged", "one more render", "evaluations", "seconds", "never above 1"],
 )
 def test_the_fraction_is_that_of_the_nearest_limit(budget, sampling, again, fraction):
-    spending = Spending(budget, SearchLog(("red",)), Pending(20, 7.0))
-    spending.book("final", 10, 3.0)
+    log = SearchLog(("red",))
+    log.ledger.spend(Cost(20, {"sample": 7.0}))
+    spending = Spending(budget, log, engine=None)
+    spending.learn("final", Cost(10, {"sample": 3.0}))
     assert spending.fraction(sampling, again) == pytest.approx(fraction)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ENGINES = ("benchmarks/_pack.py", "benchmarks/replay.py", "tests/support/synthetic.py")  # that are not of the pack
 TYPED = ("search", "verifiers", "report", "host", "nodes", "demo", "__init__.py", "version.py")
 
 
@@ -38,6 +39,9 @@ def test_types(tmp_path):
             shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("weights"))
         else:
             shutil.copy(ROOT / name, package / name)
-    shutil.copy(ROOT / "dev.py", tmp_path / "dev.py")
+    modules = [ROOT / name for name in ("dev.py", *ENGINES)]
+    for module in modules:
+        shutil.copy(module, tmp_path / module.name)
     options = ("--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache")
-    passes("mypy", *options, "-p", "noise_search", "-m", "dev", cwd=tmp_path)
+    named = [part for module in modules for part in ("-m", module.stem)]
+    passes("mypy", *options, "-p", "noise_search", *named, cwd=tmp_path)

@@ -20,6 +20,7 @@ from noise_search.report.contact_sheet import contact_sheet
 from noise_search.report.table import table, to_csv
 from noise_search.search.aggregate import Aggregator
 from noise_search.search.engine import Rendered
+from noise_search.search.ledger import Cost
 from noise_search.search.log import DRAFT, FINAL, PREVIEW, SearchLog
 from noise_search.search.recipe import Jump, Recipe, Rotate
 
@@ -761,7 +762,7 @@ def test_the_items_of_a_batch_may_have_recipes_of_their_own():
 
 def test_what_was_rendered_again_is_in_the_total():
     log = new_log([1.0])
-    log.extra_nfe = 20
+    log.ledger.book("trial of batches", Cost(20))
     assert "1 candidate, 40 NFE, 0.50 s (of which 20 NFE extra, for trials, repeats and what was left out)" in table(
         log
     )

@@ -12,13 +12,18 @@ from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
-from noise_search.search.budget import Budget, BudgetSpent, Cost, Spending
+from noise_search.search.budget import Budget, BudgetSpent, Spending
+from noise_search.search.ledger import Cost
 from noise_search.search.log import FINAL, PREVIEW, Pool, SearchLog
 from noise_search.search.recipe import Jump, Recipe
 from noise_search.search.run import Run
 from synthetic import SyntheticEngine, flat, smooth, tilted, white
 
 RANDOM = RandomSearch()  # a candidate takes 10 NFE and 0.75 seconds on a synthetic engine of 10 steps
+
+
+def sampling(seconds):
+    return Cost(0, {"sample": seconds})
 
 
 def finals(log):
@@ -195,7 +200,7 @@ def test_unforeseen_costs_overspend_by_less_than_a_candidate(algorithm, candidat
 def test_paths_that_take_longer_than_foreseen_end_soon_after_their_time(seconds):
     class SlowToScore(SyntheticEngine):
         def score(self, state):
-            self.spent[1] += 1.0 if state.level > 0 else 0.0
+            self.ledger.spend(sampling(1.0 if state.level > 0 else 0.0))
             return super().score(state)
 
     log = search(SearchOverPaths(), SlowToScore(), budget=Budget(500, seconds=seconds)).log
@@ -206,7 +211,7 @@ def test_paths_that_take_longer_than_foreseen_end_soon_after_their_time(seconds)
 def test_a_first_run_that_had_to_load_the_models_says_little_about_the_rest():
     class Cold(SyntheticEngine):
         def render(self, candidates):
-            self.spent[1] += 0.0 if self.rendered else 5.0
+            self.ledger.spend(sampling(0.0 if self.rendered else 5.0))
             return super().render(candidates)
 
     log = search(RANDOM, Cold(), budget=Budget(100, seconds=20.0)).log
@@ -217,16 +222,16 @@ def test_a_first_run_that_had_to_load_the_models_says_little_about_the_rest():
 def test_before_anything_is_measured_costs_go_by_the_steps_of_stock(rows):
     engine = SyntheticEngine(rows=rows, steps=20)
     spending = Spending(Budget(), SearchLog(engine.members, rows), engine)
-    spending.book("final", 20 * rows, 8.0)
-    assert spending.predict("draft", 5) == Cost(5 * rows, 0.0)  # its seconds may be those of loading the models
-    spending.book("final", 20 * rows, 8.0)
-    assert spending.predict("draft", 5) == Cost(5 * rows, 2.0)
+    spending.learn("final", Cost(20 * rows, {"sample": 8.0}))
+    assert spending.predict("draft", 5) == Cost(5 * rows)  # its seconds may be those of loading the models
+    spending.learn("final", Cost(20 * rows, {"sample": 8.0}))
+    assert spending.predict("draft", 5) == Cost(5 * rows, {"sample": 2.0})
 
 
 def test_a_slow_first_run_does_not_end_the_search():
     class Cold(SyntheticEngine):
         def render(self, candidates):
-            self.spent[1] += 0.0 if self.rendered else 35.0
+            self.ledger.spend(sampling(0.0 if self.rendered else 35.0))
             return super().render(candidates)
 
     assert len(search(RANDOM, Cold(), budget=Budget(100, seconds=60.0)).log.candidates) > 20
@@ -235,7 +240,7 @@ def test_a_slow_first_run_does_not_end_the_search():
 def test_before_anything_is_measured_a_higher_order_sampler_is_foreseen_at_its_dearest():
     engine = SyntheticEngine(steps=20)
     spending = Spending(Budget(), SearchLog(engine.members), engine)
-    spending.book("final", 39, 8.0)  # heun takes two evaluations a step and one in the last
+    spending.learn("final", Cost(39, {"sample": 8.0}))  # heun takes two evaluations a step and one in the last
     assert spending.predict("draft", 5).nfe == 10
 
 
@@ -255,9 +260,9 @@ def test_items_that_jump_at_other_levels_take_a_run_of_their_own():
 def test_measured_costs_replace_foreseen_ones():
     engine = SyntheticEngine(steps=20)
     spending = Spending(Budget(), SearchLog(engine.members), engine)
-    spending.book("final", 20, 8.0)
+    spending.learn("final", Cost(20, {"sample": 8.0}))
     for nfe, seconds in ((9, 4.0), (5, 1.0)):
-        spending.book("draft", nfe, seconds)
+        spending.learn("draft", Cost(nfe, {"sample": seconds}))
     cost = spending.predict("draft", 5)
     assert (cost.nfe, cost.seconds) == (7, 1.0)
 

@@ -1,8 +1,12 @@
 """The conformance suite of the searches on engines without ComfyUI."""
 
+import pytest
 import torch
-from conformance import UNTESTED, cases, replay_benchmark
+from conformance import ALGORITHMS, UNTESTED, cases, replay_benchmark
 from conformance_suite import *  # noqa: F403
+from noise_search.search.log import Pool, SearchLog
+from noise_search.search.remember import Notes, RememberingEngine
+from noise_search.search.run import search
 from synthetic import Nearness, SyntheticEngine, shy, smooth, tilted, white
 
 
@@ -31,6 +35,16 @@ CASES = cases(
         "one that compares and one that scores, batch of 2": lambda: SyntheticEngine(Nearness(), smooth, rows=2),
     }
 ) + cases({"recorded rewards": recorded, "recorded orders": lambda: recorded(["first"])}, only=("random",))
+
+
+@pytest.mark.parametrize("name, lacking", [("paths", "segments"), ("drafts, random", "drafts")])
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_search_that_needs_a_part_says_so_before_anything_is_made(name, lacking, remembered):
+    engine = RememberingEngine(recorded(), Notes()) if remembered else recorded()
+    log = SearchLog(engine.members)
+    with pytest.raises(ValueError, match=f"Engine does not make .*{lacking}.* use another search"):
+        search(ALGORITHMS[name], engine, Pool(log), 7)
+    assert log.candidates == []
 
 
 def test_every_search_in_the_list_is_tested():

@@ -217,9 +217,6 @@ class Scripted:
     def __init__(self, *values, drops=None):
         self.values, self.drops, self.made = list(values), drops or {}, 0
 
-    def pending(self):
-        return 0, 0.0
-
     def render(self, candidates):
         for recipes in candidates:
             number, self.made = self.made, self.made + 1

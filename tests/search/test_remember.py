@@ -9,10 +9,12 @@ from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
+from noise_search.search.ledger import RESUMED_PATHS
 from noise_search.search.log import Pool, SearchLog
 from noise_search.search.recipe import Recipe
 from noise_search.search.remember import Notes, RememberingEngine
-from noise_search.search.run import StaleMemory, search
+from noise_search.search.run import search
+from noise_search.search.winners import StaleMemory
 from synthetic import SyntheticEngine
 
 ALGORITHMS = {
@@ -112,8 +114,8 @@ def test_states_that_are_made_again_count_as_extra():
     below = Counting()
     engine = RememberingEngine(below, notes)
     log = run(ALGORITHMS["paths"], engine).log
-    assert engine.extra_nfe > 0
-    assert below.evaluated[0] == log.nfe - broken.evaluated[0] + engine.extra_nfe
+    assert log.ledger.extra.keys() == {RESUMED_PATHS}
+    assert 0 < log.extra_nfe == below.evaluated[0] - (log.nfe - log.extra_nfe - broken.evaluated[0])
 
 
 def test_candidates_that_failed_are_tried_again():

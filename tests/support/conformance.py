@@ -55,6 +55,14 @@ class Spy:
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
+    @property
+    def ledger(self):
+        return self.engine.ledger
+
+    @ledger.setter
+    def ledger(self, ledger):
+        self.engine.ledger = ledger
+
     def drafts(self, steps):
         return Spy(self.engine.drafts(steps), self.answered, self.asked)
 

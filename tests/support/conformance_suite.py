@@ -7,6 +7,7 @@ import pytest
 from conformance import SEED, STEADY, plain, same, search
 from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.budget import Budget
+from noise_search.search.engine import LACKING, Drafts, Segments, drafts, segments
 from noise_search.search.log import FINAL
 from noise_search.search.recipe import Recipe, from_json, to_json
 from noise_search.search.remember import Notes
@@ -32,6 +33,23 @@ def story(log):
 
 def result(candidate):
     return repr((candidate.recipes, [plain(row) for row in candidate.values]))
+
+
+# The engine
+
+
+@pytest.mark.parametrize("part, ask", [(Segments, segments), (Drafts, drafts)], ids=["segments", "drafts"])
+def test_an_engine_has_the_parts_that_it_names_and_refuses_the_others_in_a_sentence(case, part, ask):
+    engine = case.make()
+    if part in engine.parts:
+        assert isinstance(ask(engine), part)
+    else:
+        with pytest.raises(ValueError, match=f"does not make {LACKING[part]}"):
+            ask(engine)
+
+
+def test_an_engine_has_no_part_that_nobody_knows(case):
+    assert set(case.make().parts) <= set(LACKING)
 
 
 # The budget
@@ -115,6 +133,12 @@ def test_another_seed_gives_another_search(case):
     ours = {result(candidate) for candidate in case.found.log.candidates}
     theirs = {result(candidate) for candidate in case.search(seed=SEED + 10**6).log.candidates}
     assert not ours & theirs or case.engine.startswith("recorded")
+
+
+def test_everything_spent_is_booked_once(case):
+    log = case.found.log
+    assert case.found.engine.ledger is log.ledger and not log.ledger.pending
+    assert log.nfe == sum(one.nfe for one in log.candidates) + sum(one.nfe for one in log.ledger.extra.values())
 
 
 def test_the_winning_candidate_is_made_again_bit_for_bit(case):

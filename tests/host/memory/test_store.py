@@ -25,8 +25,8 @@ from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
 from noise_search.search.engine import Rendered
+from noise_search.search.ledger import MADE_ANEW, Cost
 from noise_search.search.recipe import Recipe, Rotate
-from noise_search.search.remember import Spent
 from remembered import Red
 
 pytestmark = pytest.mark.any_host
@@ -167,8 +167,9 @@ def test_the_seconds_of_then_count_towards_the_budget(store, find):
 def test_what_changed_behind_the_key_is_noticed_and_set_aside(store, find):
     find(store)
     fresh, _ = find(None, verifier=Red(add=0.5))
-    again, _ = find(store, verifier=Red(add=0.5))
+    again, evaluated = find(store, verifier=Red(add=0.5))
     assert found(again) == found(fresh)
+    assert again.log.nfe == evaluated == (CANDIDATES + 1 + again.log.best().recalled) * STEPS
     assert [note for note in again.log.warnings if "no longer fits" in note and f"{CANDIDATES} candidates" in note]
     kept = store.overview()["searches"]
     assert sorted(one["candidates"] for one in kept) == [CANDIDATES, CANDIDATES]
@@ -178,22 +179,25 @@ def test_what_changed_behind_the_key_is_noticed_and_set_aside(store, find):
 def test_only_what_is_old_is_set_aside(store, find):
     find(store, candidates=4)
     verifier = Red(add=-0.5)
-    result, _ = find(store, candidates=CANDIDATES, verifier=verifier)
+    result, evaluated = find(store, candidates=CANDIDATES, verifier=verifier)
     remade = result.log.best().recalled
     assert verifier.scored == 2 + 1 + 4 + remade  # two new ones, the winner that does not fit, the four old ones anew
+    assert result.log.nfe == evaluated, "what both attempts know is charged once"
 
 
-def test_scores_that_cannot_be_repeated_do_not_loop(store, find):
+@pytest.mark.parametrize(("mood", "more", "rendered"), [(1, 0, 1 + 6), (-1, 1, 2 + 7 + 7)], ids=["once", "twice"])
+def test_scores_that_cannot_be_repeated_do_not_loop(store, find, mood, more, rendered):
     class Moody(Red):
         moods = 0
 
         def score(self, images, prompts):
-            Moody.moods += 1
+            Moody.moods += mood
             return super().score(images, prompts) + Moody.moods
 
     find(store, verifier=Moody())
-    result, _ = find(store, verifier=Moody())
-    assert len(result.log.candidates) == CANDIDATES
+    result, evaluated = find(store, candidates=CANDIDATES + more, verifier=Moody())
+    assert result.log.nfe == evaluated == rendered * STEPS
+    assert len(result.log.candidates) == CANDIDATES + more
     assert result.log.recalled == []
 
 
@@ -240,10 +244,10 @@ def test_what_was_sampled_in_batches_that_mix_is_never_recalled(store, find, mon
 
     fresh, _ = find(None, candidates=8)
     monkeypatch.setattr(batching, "together", mixing)
-    first, _ = find(store, candidates=8, alone=4)
+    first, made = find(store, candidates=8, alone=4)
     assert [note for note in first.log.warnings if "mixes the candidates" in note]
     assert found(first) == found(fresh)
-    assert first.log.nfe > 8 * STEPS
+    assert made == first.log.nfe and first.log.ledger.extra[MADE_ANEW].nfe > 0
     for _ in range(2):
         again, evaluated = find(store, candidates=8, alone=4)
         assert evaluated == STEPS
@@ -536,7 +540,7 @@ def fill(store, key, candidates=3, side=64):
             pictures = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
             recipes = (Recipe(index).then(Rotate(3, 12.5)),)
             memory.keep_candidate(f"work {index}", rendered(recipes, pictures))
-        memory.keep_segment("segment", Spent(3, {"sample": 0.5}))
+        memory.keep_segment("segment", Cost(3, {"sample": 0.5}))
 
 
 def rendered(recipes, pictures=None):
@@ -568,7 +572,7 @@ def test_a_candidate_comes_back_as_it_was(store):
 def test_a_segment_comes_back_as_it_was_and_is_no_candidate(store):
     fill(store, "key")
     with store.memory("key") as memory:
-        assert memory.segment("segment") == Spent(3, {"sample": 0.5})
+        assert memory.segment("segment") == Cost(3, {"sample": 0.5})
         assert memory.candidate("segment") is None
         assert memory.segment("work 0") is None
 
@@ -751,7 +755,7 @@ def test_what_is_written_is_on_the_disk_before_the_search_goes_on(store, monkeyp
 
     monkeypatch.setattr(sqlite3, "connect", watched)
     with store.memory("key") as memory:
-        memory.keep_segment("work", Spent(4, {"sample": 1.0}))
+        memory.keep_segment("work", Cost(4, {"sample": 1.0}))
         assert memory.segment("work") is not None
         synced = {one.execute("PRAGMA synchronous").fetchone()[0] for one in opened if is_open(one)}
     assert synced == {2}  # FULL: of SQLite's log, every transaction

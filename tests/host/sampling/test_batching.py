@@ -34,6 +34,7 @@ from noise_search.search.algorithms.draft_and_final import DraftAndFinal
 from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
+from noise_search.search.ledger import BATCH_TRIAL, RENDERED_AGAIN, SAMPLER_TRIAL
 from noise_search.search.recipe import Recipe
 
 import nodes as comfy_nodes
@@ -347,7 +348,10 @@ def test_the_trial_and_the_second_renders_are_extra(demo):
     assert log.best().together
     assert log.extra_nfe == 3 * STEPS + compared(log) * STEPS
     assert log.nfe == 7 * STEPS + log.extra_nfe
-    assert log.extra_seconds > 0
+    assert log.ledger.extra.keys() == {SAMPLER_TRIAL, BATCH_TRIAL, RENDERED_AGAIN}
+    assert all(cost.seconds > 0 for cost in log.ledger.extra.values())
+    own = sum(one.cost.seconds for one in log.candidates)
+    assert log.ledger.budgeted.seconds == pytest.approx(own), "the budget is charged for candidates alone"
     assert 0 <= log.findings["batch_difference"] < 1e-3
 
 
