@@ -82,3 +82,8 @@ def test_a_verifier_without_identity_says_so():
     for judges in (judges_of(Plain()), combined([(Grader(), 1.0), (Plain(), 1.0)])):
         with pytest.raises(ValueError, match="the verifier plain does not say what determines its values"):
             judges.identity()
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(3.0, 5.0), (5.0, 3.0)])
+def test_of_two_gates_on_one_verifier_the_higher_counts(inner, outer):
+    assert gated(gated(Plain(), inner), outer).aggregator.gates == (5.0,)

@@ -64,6 +64,12 @@ def test_a_workflow_may_come_from_anybody_so_that_few_ranks_are_read():
     assert find(saved(many), PROMPT, "3", 0).recipes == many.recipes[:MOST_RANKS]
 
 
+def test_a_record_of_before_pictures_were_kept_is_read():
+    workflow = saved(found(5))
+    del workflow["extra"]["noise_search"]["3"]["runs"][0]["pictures"]
+    assert find(workflow, PROMPT, "3", 0) == Winners(((Recipe(5),),), ((0.5,),))
+
+
 def test_of_a_node_that_runs_very_often_the_first_runs_are_kept():
     workflow = saved(found(5), runs=MOST_RUNS)
     leave(workflow, PROMPT, "3", MOST_RUNS, found(6))
