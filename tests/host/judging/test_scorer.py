@@ -11,6 +11,7 @@ from noise_search.host.judging.selection import score_images
 from noise_search.host.sampling import out_of_memory
 from noise_search.host.sampling.engine import ComfyEngine
 from noise_search.search.judges import combined, gated, judges_of
+from noise_search.search.ledger import Ledger
 from noise_search.search.recipe import Recipe
 from noise_search.verifiers.base import VerifierError
 from tiny_models import sd3
@@ -111,10 +112,11 @@ def test_networks_are_asked_one_after_the_other():
 
     scorer = Scorer(combined([(judge("first"), 1.0), (judge("second"), 1.0)]))
     shown = Shown([pictures(1, 8, 8, 3)], "")
-    spent = []
-    scored = scorer.score_all([shown, Shown(shown.rows, "", broken=True), shown], spent.append)
+    ledger = Ledger()
+    scored = scorer.score_all([shown, Shown(shown.rows, "", broken=True), shown], ledger)
     assert asked == ["first", "first", "second", "second"]
-    assert [one.seconds for one in scored] == [spent[0] + spent[2], 0.0, spent[1] + spent[3]]
+    assert [bool(one.cost.phases) for one in scored] == [True, False, True]
+    assert 0 < ledger.pending.seconds == pytest.approx(sum(one.cost.seconds for one in scored))
     assert torch.equal(scored[1].values, torch.zeros(1, 4))
 
 
