@@ -16,22 +16,20 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import tiny_clips
-import tiny_imagereward
-import tiny_models
-import tiny_vlms
-import torch
-from conformance import search as run_search
-from synthetic import SyntheticEngine, smooth
-from vlm_server import VLMServer, answer, grade_brightness, grades, tokens
 
 pytest.importorskip("comfy")
 
 import comfy.clip_vision
 import comfy.samplers
 import folder_paths
+import tiny_clips
+import tiny_imagereward
+import tiny_models
+import tiny_vlms
+import torch
 from any_model import AnyVae
 from comfy_extras import nodes_custom_sampler
+from conformance import search as run_search
 from noise_search.host.judging import folders
 from noise_search.host.memory.store import Store
 from noise_search.host.pictures import to_image
@@ -44,6 +42,8 @@ from noise_search.search.budget import Budget
 from noise_search.search.recipe import Recipe, Rotate, to_json
 from noise_search.verifiers.base import VerifierError
 from noise_search.verifiers.clip import CLIPScore
+from synthetic import SyntheticEngine, smooth
+from vlm_server import VLMServer, answer, grade_brightness, grades, tokens
 
 import nodes as comfy_nodes
 

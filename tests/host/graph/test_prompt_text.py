@@ -1,10 +1,13 @@
-"""The verifier's prompt, found in the graph behind a node. No ComfyUI: node classes are a table."""
+"""The verifier's prompt, found in the graph behind a node. Node classes are a table."""
 
 import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("comfy")
+
 from noise_search.host.graph.graph import all_nodes
 from noise_search.host.graph.prompt_text import FoundPrompt, PromptNotFound, find_prompt
 
