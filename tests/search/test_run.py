@@ -12,7 +12,8 @@ from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.budget import Budget
 from noise_search.search.log import Pool, SearchLog
 from noise_search.search.recipe import Jump, Recipe, from_json
-from noise_search.search.run import search, tolerance
+from noise_search.search.run import search
+from noise_search.search.winners import score_limits
 from synthetic import SyntheticEngine, smooth, white
 
 
@@ -80,7 +81,7 @@ def test_scores_may_be_apart_by_a_share_of_their_own_spread_item_by_item():
         replace(one, values=((index, 2.0), (100.0 * index, 8.0))) for index, one in enumerate(log.candidates)
     ]
     expected = torch.tensor([[0.05 * 4, 1e-4 * 2], [0.05 * 400, 1e-4 * 8]], dtype=torch.float64)
-    assert torch.allclose(tolerance(log), expected)
+    assert torch.allclose(score_limits(log), expected)
 
 
 class Copies(SyntheticEngine):
