@@ -165,7 +165,7 @@ def test_asked_to_finish_it_is_the_best_so_far(demo, shown, monkeypatch, how):
 def test_remade_from_a_picture_it_is_that_picture(demo, shown, monkeypatch):
     found = find(demo)
     best = tuple(found.log.best(row).values[row] for row in range(1))
-    monkeypatch.setattr(Graph, "winners", lambda self, seed: travel.Winners(found.top_recipes, best))
+    monkeypatch.setattr(Graph, "winners", lambda self, seed, scored: travel.Winners(found.top_recipes, best))
     shown.previews.clear()
     again = find(demo)
     assert "made again" in again.log.stopped
