@@ -475,3 +475,28 @@ def test_the_node_whose_latent_is_rounded_at_the_end_has_another_key():
     plain, rounded = ksampler(), ksampler()
     rounded.to_intermediate_dtype = not plain.to_intermediate_dtype
     assert key(plain) == key(ksampler()) != key(rounded)
+
+
+def test_an_updated_pack_is_another_one_though_its_class_looks_the_same(tmp_path, monkeypatch):
+    """A class is named by the text of the whole file that defines it, which may have changed anywhere."""
+    import importlib
+
+    from noise_search.host.memory import functions
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def key_with(constant):
+        (tmp_path / "a_pack_of_tests.py").write_text(f"INNER = [{constant}]\n\n\nclass Patch:\n    pass\n")
+        sys.modules.pop("a_pack_of_tests", None)
+        importlib.invalidate_caches()
+        functions.source_hash.cache_clear()
+        model = base().model.clone()
+        model.model_options["transformer_options"]["patch"] = importlib.import_module("a_pack_of_tests").Patch()
+        return key(sampling_of(dataclasses.replace(base(), model=model)))
+
+    try:
+        assert key_with(1) == key_with(1) != key_with(2)
+    finally:
+        sys.modules.pop("a_pack_of_tests", None)
+        functions.source_hash.cache_clear()
