@@ -53,8 +53,8 @@ def difference(sampling: Sampling, score=None) -> Difference:
     """The largest over the rows of one batch. score: of a LATENT, where it is wanted too."""
     candidates = [(Recipe.from_seed(seed),) for seed in range(CANDIDATES)]
     worst = Difference(0.0)
-    for one, recipes in zip(batching.together(sampling, candidates, None), candidates, strict=True):
-        solo = batching.alone(sampling, recipes, None)
+    for one, recipes in zip(batching.sample_together(sampling, candidates, None), candidates, strict=True):
+        solo = batching.sample_alone(sampling, recipes, None)
         row, own = one.latent["samples"], solo.latent["samples"]
         worst = Difference(
             max(worst.latent, float((row - own).abs().max() / own.abs().max())),

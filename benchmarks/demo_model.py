@@ -30,7 +30,7 @@ from comfy.cli_args import args as comfy_args  # noqa: E402
 comfy_args.cpu = True  # before comfy.model_management is imported
 
 import comfy.sample  # noqa: E402
-from noise_search.demo.oracle import judge  # noqa: E402
+from noise_search.demo.oracle import examine  # noqa: E402
 from noise_search.demo.world import CATEGORIES, held_out_prompts, parse  # noqa: E402
 from noise_search.host.demo import load_generator  # noqa: E402
 from noise_search.host.judging.hosted import load_demo_verifier  # noqa: E402
@@ -76,7 +76,7 @@ def render(prompts: list[str], options: argparse.Namespace) -> tuple[np.ndarray,
             )
             images = vae.decode(latents)
             scores[i] = verifier.score(images, prompt)[:, 0].numpy()
-            verdicts[i] = [judge(image.numpy(), prompt).ok for image in images]
+            verdicts[i] = [examine(image.numpy(), prompt).ok for image in images]
             if (i + 1) % 20 == 0:
                 print(f"{i + 1} of {len(prompts)} prompts, {time.time() - started:.0f} s", file=sys.stderr, flush=True)
     return verdicts, scores

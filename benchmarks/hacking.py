@@ -76,7 +76,7 @@ def measure_all(options: argparse.Namespace) -> None:
 def measure(index: int, prompt: str, model, encode, vae, judges) -> list[list[float]]:
     """What A, B and the oracle say of every seed of a prompt: [SEEDS][3]. Seed j of prompt i is 1000 i + j."""
     import comfy.sample
-    from noise_search.demo.oracle import judge
+    from noise_search.demo.oracle import examine
 
     positive, negative = encode(prompt), encode("")
     values = []
@@ -90,7 +90,7 @@ def measure(index: int, prompt: str, model, encode, vae, judges) -> list[list[fl
         )  # fmt: skip
         images = vae.decode(latents)
         learned = [verifier.score(images, prompt)[:, 0].tolist() for verifier in judges]
-        verdicts = [float(judge(image.numpy(), prompt).ok) for image in images]
+        verdicts = [float(examine(image.numpy(), prompt).ok) for image in images]
         values += [list(row) for row in zip(*learned, verdicts, strict=True)]
     return values
 

@@ -35,7 +35,7 @@ import patches  # noqa: E402
 import tiny_models  # noqa: E402
 
 STEPS, CANDIDATES, BATCH = 8, 9, 4
-APART = 1e-3  # rows beyond it count as mixed
+MIXED_ABOVE = 1e-3  # rows beyond it count as mixed
 
 
 class Pixels:
@@ -75,7 +75,7 @@ class Counts:
 @contextlib.contextmanager
 def remembering() -> Iterator[Callable[[Sampling, int], Any]]:
     """Within it nothing is sampled alone twice. Gives a function that samples a seed alone."""
-    alone, made = batching.alone, {}
+    alone, made = batching.sample_alone, {}
 
     def once(sampling: Sampling, recipes: Any, callback: Any) -> Any:
         key = sampling.steps, recipes
@@ -85,11 +85,11 @@ def remembering() -> Iterator[Callable[[Sampling, int], Any]]:
             made[key] = alone(sampling, recipes, callback)
         return made[key]
 
-    batching.alone = once
+    batching.sample_alone = once
     try:
         yield lambda sampling, seed: once(sampling, sampling.complete((Recipe.from_seed(seed),)), None)
     finally:
-        batching.alone = alone
+        batching.sample_alone = alone
 
 
 def count(
@@ -126,12 +126,12 @@ def without_checks(sampling, seed, candidates, batch, solo, score) -> tuple[floa
     for start in range(0, len(others), batch):
         part = others[start : start + batch]
         try:
-            rows = batching.together(sampling, [(Recipe.from_seed(one),) for one in part], None)
+            rows = batching.sample_together(sampling, [(Recipe.from_seed(one),) for one in part], None)
         except Exception:  # it takes no batches
             return 0.0, seed + int(torch.tensor([score(one) for one in solo[seed : seed + candidates]]).argmax())
         scores += map(score, rows)
         for one, row in zip(part, rows, strict=True):
-            mixed += batching._difference(row.latent["samples"], solo[one].latent["samples"]) > APART
+            mixed += batching._difference(row.latent["samples"], solo[one].latent["samples"]) > MIXED_ABOVE
     return mixed / len(others), seed + int(torch.tensor(scores).argmax())
 
 

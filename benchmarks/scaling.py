@@ -41,7 +41,7 @@ STEPS, CFG, SAMPLER, SCHEDULER = 16, 3.0, "euler", "simple"
 BUDGETS = (16, 64, 256, 1024)  # NFE: 1, 4, 16 and 64 images' worth
 LARGE = 1024  # for every LARGE_EVERY-th prompt only: it takes most of the time
 LARGE_EVERY = 4
-SHOWN = tuple(budget for budget in BUDGETS if budget < LARGE)
+SHOWN_BUDGETS = tuple(budget for budget in BUDGETS if budget < LARGE)
 JUDGES = ("learned", "oracle")
 NAMES = {"learned": "the learned verifier", "oracle": "the oracle"}
 ALGORITHMS = {
@@ -65,9 +65,9 @@ class BothJudges:
         self.learned = learned
 
     def score(self, images, prompts):
-        from noise_search.demo.oracle import judge
+        from noise_search.demo.oracle import examine
 
-        verdicts = [float(judge(image.numpy(), prompt).ok) for image, prompt in zip(images, prompts, strict=True)]
+        verdicts = [float(examine(image.numpy(), prompt).ok) for image, prompt in zip(images, prompts, strict=True)]
         return torch.cat([self.learned.score(images, prompts), torch.tensor(verdicts)[:, None]], dim=1)
 
 
@@ -190,9 +190,9 @@ def tables(records: list[dict]) -> str:
     for selector in JUDGES:
         for judge in (selector, *[judge for judge in JUDGES if judge != selector]):
             lines += ["", f"## Selected by {NAMES[selector]}, judged by {NAMES[judge]}", ""]
-            lines += table(records, selector, judge, SHOWN)
+            lines += table(records, selector, judge, SHOWN_BUDGETS)
     lines += ["", "## Against Random Search at equal NFE, on the same prompts", ""]
-    lines += against_random(records, SHOWN[1:])
+    lines += against_random(records, SHOWN_BUDGETS[1:])
     if large:
         lines += ["", f"## Up to {LARGE:,} NFE, on {len(large)} of the prompts", ""]
         lines += ["Too few for narrow intervals; compare within the table.", ""]
@@ -232,7 +232,7 @@ def notes(records: list[dict]) -> list[str]:
     correlations = []
     lines = ["The NFE spent and the finished images among which the winner was chosen, on average:", ""]
     lines += ["| NFE | " + " | ".join(ALGORITHMS) + " |", "|---:|" + "---|" * len(ALGORITHMS)]
-    for budget in SHOWN[1:]:
+    for budget in SHOWN_BUDGETS[1:]:
         cells = []
         for name in ALGORITHMS:
             rows = [record["rows"][f"{name}/learned/{budget}"] for record in records]
@@ -265,7 +265,7 @@ def panel(canvas, colours, records, selector: str, judge: str, box: tuple[float,
     """One selector and one judge. box: left, top, width, height."""
     left, top, width, height = box
     series = [
-        [(budget, *interval(values)) for budget in SHOWN if len(values := column(records, key(budget), judge))]
+        [(budget, *interval(values)) for budget in SHOWN_BUDGETS if len(values := column(records, key(budget), judge))]
         for key in (lambda budget, name=name: f"{name}/{selector}/{budget}" for name in ALGORITHMS)
     ]
     low = min(point[2] for line in series for point in line)
@@ -273,16 +273,16 @@ def panel(canvas, colours, records, selector: str, judge: str, box: tuple[float,
     low, high = low - 0.06 * (high - low + 0.1), high + 0.06 * (high - low + 0.1)
 
     def at(budget: int, value: float, shift: float = 0) -> tuple[float, float]:
-        share = (math.log2(budget / SHOWN[0]) + 0.3) / (math.log2(SHOWN[-1] / SHOWN[0]) + 0.7)
+        share = (math.log2(budget / SHOWN_BUDGETS[0]) + 0.3) / (math.log2(SHOWN_BUDGETS[-1] / SHOWN_BUDGETS[0]) + 0.7)
         return left + width * share + shift, top + height * (high - value) / (high - low)
 
     unit = "exactly as asked, %" if judge == "oracle" else "score by the learned verifier"
     canvas.text((left, top - 14), f"{unit}; selected by {NAMES[selector]}", colours.ink, 15, bold=True)
     for value, label in nice_ticks(low, high, 5):
-        y = at(SHOWN[0], value)[1]
+        y = at(SHOWN_BUDGETS[0], value)[1]
         canvas.line([(left, y), (left + width, y)], colours.grid, 1)
         canvas.text((left - 8, y), label, colours.muted, 13, "rm")
-    for budget in SHOWN:
+    for budget in SHOWN_BUDGETS:
         canvas.text((at(budget, low)[0], top + height + 10), f"{budget:,} NFE", colours.muted, 13, "ma")
     for number, line in enumerate(series):
         hue, shift = colours.series[number], (number - 1.5) * 7

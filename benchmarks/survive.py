@@ -49,7 +49,7 @@ from noise_search.host.pictures import pixels_sha256  # noqa: E402
 from noise_search.host.progress import SearchProgress  # noqa: E402
 from noise_search.host.sampling.engine import Options  # noqa: E402
 from noise_search.host.sampling.stock import Sampling  # noqa: E402
-from noise_search.host.search import run_node as run_search  # noqa: E402
+from noise_search.host.search import run_node  # noqa: E402
 from noise_search.host.versions import comfyui_version  # noqa: E402
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal  # noqa: E402
 from noise_search.search.algorithms.paths import SearchOverPaths  # noqa: E402
@@ -127,7 +127,7 @@ def search(models: Models, name: str, home: Path) -> None:
         seen(progress, run, candidate)
 
     with mock.patch.object(SearchProgress, "candidate", see):
-        result = run_search(
+        result = run_node(
             lambda: sampling, models.vae, Red(account), SEED, CANDIDATES, "", 1, Graph(), "positive", algorithm,
             options=Options(batch_size), store=Store(home / "store"),
         )  # fmt: skip
@@ -202,7 +202,7 @@ class Trial:
     warnings: tuple[str, ...]
 
 
-def judge(name: str, moment: float, before: list, after: list, whole: list, sound: bool) -> Trial:
+def verdict(name: str, moment: float, before: list, after: list, whole: list, sound: bool) -> Trial:
     """before, after: the events of the killed run and of the one that followed; whole: of one that never stopped."""
     first = [event for event in before if event["event"] == "candidate"]
     second = {digest(event): event["recalled"] for event in after if event["event"] == "candidate"}
@@ -270,7 +270,7 @@ class Trials:
             self.seconds *= 0.9  # the machine has become faster
             return None
         self._run(home)
-        return judge(self.name, moment, before, events(home)[len(before) :], self.whole, is_sound(home))
+        return verdict(self.name, moment, before, events(home)[len(before) :], self.whole, is_sound(home))
 
 
 def trials(kills: int, seed: int, folder: Path, tell: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:

@@ -34,7 +34,7 @@ SECTIONS = ("parity", "precision", "towers")
 PROMPTS = ["a red circle above a blue square", "two small green triangles", "", "a small cat " * 200]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SIDE = 1024  # of the images that towers are timed with
-HUGE = 8192
+HUGE_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -466,7 +466,7 @@ def peak() -> int:
 
 def towers() -> list[dict[str, Any]]:
     rows = []
-    for name, side in [*((name, SIDE) for name in TOWERS), (TOWERS[0], HUGE)]:
+    for name, side in [*((name, SIDE) for name in TOWERS), (TOWERS[0], HUGE_SIDE)]:
         command = [sys.executable, __file__, "--tower", name, "--side", str(side)]
         print(f"{name} at {side}x{side} ...", file=sys.stderr)
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dev import Bar
 
-from .oracle import judge
+from .oracle import examine
 
 WORKFLOW = Path(__file__).with_name("workflow_api.json")
 PICTURES = ("winner", "stock", "contact-sheet", "score-curve")  # the SaveImage nodes of the workflow
@@ -162,7 +162,7 @@ def summary(report: dict[str, Any], prompt: str, output: Path) -> str:
 def verdict(picture: Path, prompt: str) -> str:
     try:
         with Image.open(picture) as image:
-            judged = judge(image, prompt)
+            judged = examine(image, prompt)
     except ValueError as error:  # the model draws whatever it makes of other prompts, but nobody can judge them
         return f"not judged: {error}"
     return f"{'as asked' if judged.ok else 'not as asked'} - {judged.text}"

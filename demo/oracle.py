@@ -22,7 +22,7 @@ COLOUR_RADIUS = 70.0  # an object's own colour is at most this far from the pale
 SPECK = 12  # parts of fewer pixels are noise, not objects
 TEMPLATE = 32  # shapes are compared at this many pixels across
 MIN_OVERLAP = 0.76  # intersection over union with the best template
-SMALLEST, MIDDLE, LARGEST = 15.0, 30.0, 52.0  # pixels across: small is below MIDDLE, large above
+MIN_ACROSS, LARGE_FROM, MAX_ACROSS = 15.0, 30.0, 52.0  # pixels across: small is below LARGE_FROM, large above
 RELATION_MARGIN = 8.0  # pixels between the centres of the two sides of a relation
 
 
@@ -51,7 +51,7 @@ class Verdict:
     found: tuple[Found, ...]
 
 
-def judge(image, prompt: str | Scene) -> Verdict:
+def examine(image, prompt: str | Scene) -> Verdict:
     """Compare a picture with its prompt.
 
     image: PIL image, or array [H, W, 3], uint8 in 0..255 or floating point in [0, 1]; resized to the world's 128
@@ -99,7 +99,7 @@ def _pixels(image) -> np.ndarray:
 def _name(mask: np.ndarray, pixels: np.ndarray, window: tuple[slice, slice]) -> Found:
     height, width = mask.shape
     across = (height * width) ** 0.5
-    size = ("small" if across < MIDDLE else "large") if SMALLEST <= across <= LARGEST else None
+    size = ("small" if across < LARGE_FROM else "large") if MIN_ACROSS <= across <= MAX_ACROSS else None
     return Found(
         _colour(mask, pixels),
         _shape(mask),

@@ -8,7 +8,7 @@ A prompt is a *noun phrase*, two joined by "and", or two joined by a relation:
     two small red circles above a blue square      spatial relation
 
 These are the axes of GenEval (Ghosh et al., 2023) and T2I-CompBench (Huang et al., 2023). Here "did the picture
-follow the prompt?" has an exact answer, given by `oracle.judge`.
+follow the prompt?" has an exact answer, given by `oracle.examine`.
 
 This module needs NumPy and Pillow only. Pictures are `SIZE` x `SIZE` pixels, y points down.
 """

@@ -103,7 +103,7 @@ class Attempts:
             self.progress.finished()
         except (StaleMemory, BatchesMix) as error:
             made = [one for one in log.candidates if not one.recalled]
-            kept = [one.cost for one in made if memory and not (one.together and isinstance(error, BatchesMix))]
+            kept = [one.cost for one in made if memory and not (one.batched and isinstance(error, BatchesMix))]
             self.kept = sum(kept, self.kept)
             log.ledger.start_again(sum((one.cost for one in log.candidates if one.recalled), sum(kept, NOTHING)))
             raise

@@ -83,7 +83,7 @@ def run_node(
         except BaseException as error:  # ComfyUI will say that the job failed
             send_text(remembered.what_is_left(error), graph.node_id)
             raise
-    if pool.log.early:
+    if pool.log.ended_early:
         ended_early(graph.node_id)
     pool.log.warnings += remembered.all_notes()
     for warning in pool.log.warnings:

@@ -20,7 +20,7 @@ LABEL = 46
 REASON = 18  # of why a candidate fails a gate
 HEADING = 34
 MAX_WIDTH = 1600
-SMALLEST = 0.7  # of the usual size of a seed
+MIN_SEED_SHARE = 0.7  # of the usual size of a seed
 MIN_EACH = 3  # rather fewer images of a large batch than fewer candidates of each
 
 
@@ -177,10 +177,10 @@ def _draw_tile(
     seed = recipe_name(recipe)
     if text_width(seed, 13) > wide:
         seed = seed.removeprefix("seed ")
-    if text_width(seed, 13 * SMALLEST) > wide:
+    if text_width(seed, 13 * MIN_SEED_SHARE) > wide:
         # A seed has up to 20 digits, and each one matters; how many moves there are matters less.
         seed = str(recipe.seed)
-    size = 13 * min(1.0, max(0.97 * wide / text_width(seed, 13), SMALLEST))
+    size = 13 * min(1.0, max(0.97 * wide / text_width(seed, 13), MIN_SEED_SHARE))
     canvas.text((left, base + 18), fit(seed, size, wide), colours.muted, size)
     if failing := failed_gates(log, tile.index, tile.row, numbers_first=True):  # the tile may be too narrow for all
         canvas.text((left, base + 36), fit(one_line(failing), 12, wide), colours.stock, 12)

@@ -24,12 +24,12 @@ class Rendered:
     counts. seconds: wall time by phase ("sample", "decode", "score").
     results: one opaque full-size result per row (latent and image), which only the best keep.
     thumbnails: uint8 [rows, height, width, 3], or None.
-    together: sampled in one batch with other candidates, so that the last bits may differ from the same alone.
+    batched: sampled in one batch with other candidates, so that the last bits may differ from the same alone.
     error: why this candidate has no score, or None.
     recalled: known from an earlier search, so that nothing was computed; then there are no results.
     failed: members that are dropped for the whole search, by column, each with what happened; their values may be NaN.
     looks: what judges that compare keep of its pictures (`Sight`); work: its name in the memory.
-    before: the values of an earlier time when it was made alone, where that is known.
+    solo_values: its values when it was last made alone, float32 [rows, members], where they are remembered.
     mixed: how it differs from what it was in a batch with other candidates, where that is more than rounding.
     """
 
@@ -40,13 +40,13 @@ class Rendered:
     seconds: Mapping[str, float] = field(default_factory=dict)
     results: Sequence[Any] = ()
     thumbnails: torch.Tensor | None = None
-    together: bool = False
+    batched: bool = False
     error: str | None = None
     recalled: bool = False
     failed: Mapping[int, str] = field(default_factory=dict)
     looks: Callable[[], Mapping[int, Sequence[Any]]] = dict
     work: str = ""
-    before: torch.Tensor | None = None
+    solo_values: torch.Tensor | None = None
     mixed: str | None = None
 
     @property

@@ -1,8 +1,8 @@
 """The ledger of one search: every evaluation of the denoiser (NFE) and every second, booked once.
 
 Work is booked where it is done (`spend`, `clock`) and is pending until somebody says whose it was: a candidate's
-(`answer`), or nobody's, which makes it extra (`apart`). The run charges the answers to its candidates, or books them as
-extra, by kind. What a piece of work took is asked for with `measure`.
+(`answer`), or nobody's, which makes it extra (`as_extra`). The run charges the answers to its candidates, or books them
+as extra, by kind. `measure` tells what a piece of work took.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Ledger:
         self.book(kind, self.answer(cost))
 
     @contextmanager
-    def apart(self, kind: str) -> Iterator[None]:
+    def as_extra(self, kind: str) -> Iterator[None]:
         """Sets the work of its block apart."""
         work = self.measure()
         try:

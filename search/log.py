@@ -22,8 +22,8 @@ LOG_FORMAT = "noise-search-log"
 MAX_THUMBNAILS = 256
 FINAL, DRAFT, PREVIEW = "final", "draft", "preview"
 REPLAY = "recipe"  # the algorithm that makes a candidate again
-HARDLY = 0.01  # of a verifier's usual range: scores that spread less say nothing about the candidates
-ENOUGH = 4  # candidates to speak of a spread
+MIN_SPREAD_SHARE = 0.01  # of a verifier's usual range: scores that spread less say nothing about the candidates
+MIN_FOR_SPREAD = 4  # candidates to speak of a spread
 
 Ask = Callable[[int, int, int, int], float]  # column, row, and two candidates: see `Comparing.compare`
 
@@ -34,7 +34,7 @@ class Candidate:
 
     recipes: one per item of the latent batch; values: raw verifier values [rows][members]; nfe, nfe_per_row, seconds:
     as in `Rendered`. stage: "final" can win; "draft" was made on the coarse schedule and "preview" is the x0 prediction
-    of a trajectory under way, which only rank what goes on. together: sampled in one batch with others. recalled: known
+    of a trajectory under way, which only rank what goes on. batched: sampled in one batch with others. recalled: known
     from an earlier search.
     """
 
@@ -45,7 +45,7 @@ class Candidate:
     nfe_per_row: int
     seconds: Mapping[str, float]
     stage: str = FINAL
-    together: bool = False
+    batched: bool = False
     recalled: bool = field(default=False, compare=False)
 
     @property
@@ -108,7 +108,7 @@ class SearchLog:
     ledger: Ledger = field(default_factory=Ledger, repr=False, compare=False)
     usual_ranges: tuple[tuple[float, float] | None, ...] | None = None
     stopped: str = ""
-    early: bool = False
+    ended_early: bool = False
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -139,7 +139,7 @@ class SearchLog:
             nfe_per_row=rendered.nfe_per_row,
             seconds=dict(rendered.seconds),
             stage=stage,
-            together=rendered.together,
+            batched=rendered.batched,
             recalled=rendered.recalled,
         )
         places = self._places(candidate, ask)  # before it is there: answers may take long, and somebody may look in
@@ -329,7 +329,7 @@ class SearchLog:
         alike because they come from the best of its previews.
         """
         made = max((self.of_stage(stage) for stage in (FINAL, DRAFT, PREVIEW)), key=len)
-        if len(made) < ENOUGH or self.usual_ranges is None:
+        if len(made) < MIN_FOR_SPREAD or self.usual_ranges is None:
             return False
         weights = self.aggregator.weights or (1.0,) * len(self.members)
         for member, (usual, weight) in enumerate(zip(self.usual_ranges, weights, strict=True)):
@@ -339,7 +339,7 @@ class SearchLog:
             if (
                 usual is None
                 or bool(values.isnan().any())
-                or float(values.std(correction=0)) >= HARDLY * (usual[1] - usual[0])
+                or float(values.std(correction=0)) >= MIN_SPREAD_SHARE * (usual[1] - usual[0])
             ):
                 return False
         return True
@@ -541,9 +541,10 @@ class Pool:
         batch that left the winner alone may have changed others."""
         log = self.log
         best = {log.best(row).index for row in range(log.rows)}
-        next_best = {index for row in range(log.rows) for index in log.top(2, row)[1:]} if not log.early else set()
+        rows = range(0 if log.ended_early else log.rows)
+        next_best = {index for row in rows for index in log.top(2, row)[1:]}
         next_best = {index for index in next_best if not log.candidates[index].recalled}
-        return sorted(index for index in best | next_best if log.candidates[index].together)
+        return sorted(index for index in best | next_best if log.candidates[index].batched)
 
     def restore(self, index: int, rendered: Rendered) -> None:
         """Puts back the results of a candidate that was rendered again."""

@@ -17,7 +17,7 @@ import torch
 from .aggregate import Aggregator, order, weighted
 
 Compared = Callable[[int, int], Mapping[int, float]]  # column and row -> ranks by place, 0 the lowest
-SHORT = 8  # the first of the order, which are asked for again and again
+SHORTLIST = 8  # the first of the order, which are asked for again and again
 
 
 class Ranking(ABC):
@@ -147,10 +147,10 @@ class Relative(Ranking):
         return -int(self._vetoes.get()[row, place]), float(self.scores(row)[place])
 
     def best(self, row: int, count: int) -> list[int]:
-        if count > SHORT:
+        if count > SHORTLIST:
             return self._find_best(row, count)
         if row not in self._short:
-            self._short[row] = self._find_best(row, SHORT)
+            self._short[row] = self._find_best(row, SHORTLIST)
         return self._short[row][:count]
 
     def _order_of(self, row: int, places: Sequence[int]) -> list[int]:

@@ -29,8 +29,8 @@ BLOCK = 16  # torch draws normal numbers in blocks of so many, from as many rand
 METADATA = "noise_search"  # the entry of a picture's metadata that holds winners
 RECIPE = "recipe"  # in it, what a winner is made again from
 MOST_SHOWN = 4  # of several winners in an error
-DEEPEST = 8  # of texts within texts
-AROUND = " \t\r\n\ufeff\u200b\xa0'\"`\u201c\u201d\u2018\u2019"  # what may be around a text that was copied
+MAX_DEPTH = 8  # of texts within texts
+WRAPPERS = " \t\r\n\ufeff\u200b\xa0'\"`\u201c\u201d\u2018\u2019"  # what may be around a text that was copied
 FORMAT_VERSION = 1
 Draw = Callable[[tuple[int, ...], int, tuple[int, ...] | None, Sequence[int]], torch.Tensor]
 Check = Callable[[], None]
@@ -500,8 +500,8 @@ def _pasted(text: str) -> Any:
     except RecipeError:
         if not isinstance(text, str):
             raise
-        bare = text.strip(AROUND)
-        bare = bare.removeprefix(METADATA).lstrip(AROUND + ":=") if bare.startswith(METADATA) else bare
+        bare = text.strip(WRAPPERS)
+        bare = bare.removeprefix(METADATA).lstrip(WRAPPERS + ":=") if bare.startswith(METADATA) else bare
         line = [f"{{{text.strip().rstrip(',')}}}"] if ":" in text else []  # of a larger text
         for attempt in (bare, bare.replace('\\"', '"'), *line):
             with suppress(RecipeError):
@@ -511,9 +511,9 @@ def _pasted(text: str) -> Any:
 
 def _winners(data: Any, place: str = "the text", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Where recipes stand in metadata, and as what: {"<node id>": [{"recipe": ..., ...}]}, or a part of it."""
-    if isinstance(data, str) and depth < DEEPEST:
+    if isinstance(data, str) and depth < MAX_DEPTH:
         yield from _winners(_pasted(data), place, depth + 1)
-    elif isinstance(data, dict) and depth < DEEPEST and (inside := METADATA if METADATA in data else RECIPE) in data:
+    elif isinstance(data, dict) and depth < MAX_DEPTH and (inside := METADATA if METADATA in data else RECIPE) in data:
         yield from _winners(data[inside], place, depth + 1)
     elif isinstance(data, dict) and data and all(map(_are_entries, data.values())):
         for node, entries in data.items():

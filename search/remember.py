@@ -151,14 +151,14 @@ class RememberingEngine:
     def remake(self, recipes: Recipes) -> Rendered:
         made = self.engine.remake(recipes)
         whole = self.memory.candidate(self._work("whole", recipes))
-        if whole is None or not whole.together:
+        if whole is None or not whole.batched:
             return made
         # In its batch it may have scored otherwise, so what it scores alone is remembered apart.
         alone = self._work("alone", recipes)
-        before = self._known(alone, self.finished)
-        if before is None:
+        solo = self._known(alone, self.finished)
+        if solo is None:
             self._keep(alone, made, self.finished)
-        return replace(made, before=None if before is None else before.values)
+        return replace(made, solo_values=None if solo is None else solo.values)
 
     def start(self, recipes: Recipes) -> State:
         return self._state(segments(self.engine).start(recipes))
@@ -244,7 +244,7 @@ class RememberingEngine:
     def _again(self, state: State, level: float) -> State:
         """A segment that is known and charged, for its state."""
         below = state.latent.get()
-        with self.ledger.apart(RESUMED_PATHS):
+        with self.ledger.as_extra(RESUMED_PATHS):
             return segments(self.engine).denoise(below, level)
 
     def _keep(self, work: str, made: Rendered, finished: bool) -> None:

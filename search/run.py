@@ -240,7 +240,7 @@ def search(
     with suppress(BudgetSpent):
         algorithm(run, seed)
     log.stopped = run.spending.reason
-    log.early = run.finishing
+    log.ended_early = run.finishing
     log.ledger.book(UNFINISHED, log.ledger.answer())
     render_winners_again(engine, pool, strict=not run.finishing)
     if log.dropped:

@@ -81,7 +81,7 @@ def _compare_with_memory(log: SearchLog, candidate: Candidate, rendered: Rendere
     """Whether a remembered candidate is still what it was."""
     if not _is_stale(log, candidate, rendered):
         return
-    then = candidate.values if rendered.before is None else rendered.before.tolist()
+    then = candidate.values if rendered.solo_values is None else rendered.solo_values.tolist()
     text = f"candidate {candidate.index} scored {then} before and {rendered.values.tolist()} now"
     if strict:
         raise StaleMemory(text)
@@ -91,7 +91,7 @@ def _compare_with_memory(log: SearchLog, candidate: Candidate, rendered: Rendere
 def _is_stale(log: SearchLog, candidate: Candidate, rendered: Rendered) -> bool:
     """Whether a remembered candidate, made again, is another: by its scores, or where no verifier gives the same score
     twice by its picture."""
-    then = torch.tensor(candidate.values) if rendered.before is None else rendered.before
+    then = torch.tensor(candidate.values) if rendered.solo_values is None else rendered.solo_values
     if bool((_difference(rendered.values, then) > score_limits(log)).any()):
         return True
     if len({*log.noisy, *log.comparative}) < len(log.members) or rendered.thumbnails is None:

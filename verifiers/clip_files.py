@@ -539,7 +539,7 @@ def _one_architecture(path: Path, matching: list[str], state: Mapping[str, torch
         return plain[0] if plain[0] in matching else matching[0]
     if plain:
         raise VerifierError(f"{path} fits several architectures; set `architecture` to one of {', '.join(plain)}")
-    shapes = {key: tuple(value.shape) for key, value in state.items() if key.endswith(_TELLING)}
+    shapes = {key: tuple(value.shape) for key, value in state.items() if key.endswith(_TELLING_SHAPES)}
     raise VerifierError(
         f"{path} fits none of the architectures that open_clip knows; found {len(state)} weights, among them "
         f"{listed([f'{key} {shape}' for key, shape in sorted(shapes.items())])}; if the model has a configuration "
@@ -547,7 +547,7 @@ def _one_architecture(path: Path, matching: list[str], state: Mapping[str, torch
     )
 
 
-_TELLING = (
+_TELLING_SHAPES = (
     "token_embedding.weight",
     "positional_embedding",
     "position_embedding.weight",

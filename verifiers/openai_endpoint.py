@@ -31,9 +31,9 @@ MAX_REPLY = 4 * 2**20  # bytes
 LEAST_KEY = 8  # characters of what is worth hiding in an answer
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait
 CHECK_EVERY = 0.1  # seconds between looks at the Cancel button
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 SCHEMA_WORDS = ("response_format", "json_schema", "schema", "grammar")
-REFUSED = {400, 415, 422, 501}  # a server that does not know a parameter says so with one of these
+REFUSED_STATUSES = {400, 415, 422, 501}  # a server that does not know a parameter says so with one of these
 
 # Where a key may be sent. A workflow names the variable and the URL, and comes from anybody: without this it could send
 # any secret in the environment to anyone. For other keys or hosts the user sets NAME_HOST beside NAME.
@@ -149,7 +149,7 @@ class Endpoint:
         plain = {"Accept-Encoding": "identity"}
         async with aiohttp.ClientSession(timeout=timeout, headers=plain, auto_decompress=False) as session:
             send = partial(self._send, aiohttp, session)
-            return await together([partial(self._patiently, send, slots, request) for request in requests], self.check)
+            return await gathered([partial(self._patiently, send, slots, request) for request in requests], self.check)
 
     async def _patiently(self, send: Callable, slots: asyncio.Semaphore, request: dict[str, Any]) -> dict[str, Any]:
         """One request, again after a while if the server is busy or broken, and without what it does not know."""
@@ -205,9 +205,9 @@ class Endpoint:
         except (ValueError, RecursionError):
             reply = None
         said = f"{status} {_line(_hide(_message(reply) or body, key))}".strip()
-        if status in RETRIED:
+        if status in RETRIED_STATUSES:
             raise _Temporary(said, _retry_after(headers.get("Retry-After")))
-        if status in REFUSED:
+        if status in REFUSED_STATUSES:
             raise _Refused(said)
         if status in (401, 403):
             which = f"the key in {self.key_variable}" if self.key_variable else "a request without a key"
@@ -299,7 +299,7 @@ def chat_url(url: str) -> str:
     return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
 
-async def together(
+async def gathered(
     work: Sequence[Callable[[], Coroutine[Any, Any, T]]], check: Callable[[], None] = lambda: None
 ) -> list[T]:
     """All results, in order. The first error, or what `check` raises, ends the rest."""

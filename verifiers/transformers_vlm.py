@@ -19,7 +19,7 @@ PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 SETTINGS = (".json", ".jinja", ".txt", ".model")
 # What transformers and timm fetch by name, even where they are told to stay local: the network inside a model, its
 # weights, the names of an image processor's classes. No model that answers questions needs them.
-ELSEWHERE = ("backbone", "checkpoint_path", "class_info_file", "semantic_model_config")
+FETCHED_KEYS = ("backbone", "checkpoint_path", "class_info_file", "semantic_model_config")
 ANSWER_TOKENS = 1500
 SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": " "})  # as byte-level BPE and SentencePiece write them
 FILES = (
@@ -181,7 +181,7 @@ def _refuse_elsewhere(settings: Any, file: Path) -> None:
     """Raises VerifierError where settings name something outside of the folder."""
     for key, value in _entries(settings):
         by_source = key == "architecture" and isinstance(value, str) and ":" in value  # timm's "hf-hub:..."
-        if by_source or (key in ELSEWHERE and value):
+        if by_source or (key in FETCHED_KEYS and value):
             raise VerifierError(
                 f"{file} names {str(value)[:200]!r} as {key}, which is not in the folder, and nothing is downloaded. "
                 f"{FILES}"

@@ -25,7 +25,7 @@ MIN_SIDE = 28  # processors take 1 or 3 pixels for channels, and refuse what is 
 LEAST_MASS = 1e-3  # of yes and no together, below which the model is not answering the question
 LEAST_LOGPROB = -100.0  # some servers say -9999 for "never"
 WORDS = ("yes", "no")
-SHOWN = 5  # likeliest tokens, for the message when there is neither yes nor no
+SHOWN_TOKENS = 5  # likeliest tokens, for the message when there is neither yes nor no
 OVERALL = "overall_score"
 CRITERIA = {
     "accuracy_to_prompt": "Does it show what the prompt asks for, with nothing left out, changed or added?",
@@ -52,10 +52,10 @@ Answer with JSON of this form and nothing else:
 {form}"""
 
 # A score as people write it: 8, 8.5, 8,5, **8**, 8/10, 8 out of 10.
-WRITTEN = re.compile(r"\**\s*(\d+(?:[.,]\d+)?)\s*\**\s*(?:(?:/|out of)\s*10(?:\.0)?)?\s*\**")
+WRITTEN_GRADE = re.compile(r"\**\s*(\d+(?:[.,]\d+)?)\s*\**\s*(?:(?:/|out of)\s*10(?:\.0)?)?\s*\**")
 SCORE = re.compile(r'("\w+"\s*:\s*)\**(\d+(?:\.\d+)?)\**(?:\s*(?:/|out of)\s*10(?:\.0)?)?\**(?=\s*[,}])')
-THOUGHTS = re.compile("<think>.*", re.DOTALL)  # that do not end
-AROUND = " \t\n*_`\"'“”‘’.,!:;"  # a word, in a token
+OPEN_THOUGHTS = re.compile("<think>.*", re.DOTALL)  # that do not end
+AROUND_WORD = " \t\n*_`\"'“”‘’.,!:;"  # a word, in a token
 
 log_to_console = logger(__name__)
 
@@ -143,12 +143,12 @@ class VQAScore:
 
 def says(text: str) -> str:
     """ "yes" or "no" where a token says so, whatever its case and the spaces and marks around it ("**Yes"), else ""."""
-    word = text.strip().strip(AROUND).lower()
+    word = text.strip().strip(AROUND_WORD).lower()
     return word if word in WORDS else ""
 
 
 def first_words(
-    logits: torch.Tensor, words: Mapping[int, str], decode: Callable[[int], str], likeliest: int = SHOWN
+    logits: torch.Tensor, words: Mapping[int, str], decode: Callable[[int], str], likeliest: int = SHOWN_TOKENS
 ) -> list[tuple[str, float]]:
     """What an answer may begin with, as `VLM.first_tokens` gives it.
 
@@ -261,7 +261,7 @@ def parse_grades(answer: str) -> dict[str, float]:
     What a model thinks before it answers is no answer, and the form of the question, which some repeat after theirs, is
     no grading. Raises VerifierError that says what is missing and shows the answer.
     """
-    said = THOUGHTS.sub("", answer.rpartition("</think>")[2])
+    said = OPEN_THOUGHTS.sub("", answer.rpartition("</think>")[2])
     problem = "holds no grading in JSON"
     for text in (said, _repaired(said)):
         complete: list[dict[str, float]] = []
@@ -308,7 +308,7 @@ def _repaired(text: str) -> str:
 def _score(grading: Mapping[str, Any], name: str) -> float:
     entry = grading.get(name)
     value = entry.get("score") if isinstance(entry, Mapping) else entry
-    if isinstance(value, str) and (written := WRITTEN.fullmatch(value.strip())):
+    if isinstance(value, str) and (written := WRITTEN_GRADE.fullmatch(value.strip())):
         value = written[1].replace(",", ".")
     try:
         score = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]

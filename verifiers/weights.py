@@ -19,8 +19,8 @@ import torch
 from .base import VerifierError
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-MOST_AXES = 16  # of a tensor; the weights of networks have 5 at most
-LARGEST = 2**48  # product of a tensor's sizes, where one of 0 counts as 1
+MAX_AXES = 16  # of a tensor; the weights of networks have 5 at most
+MAX_ELEMENTS = 2**48  # product of a tensor's sizes, where one of 0 counts as 1
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -267,9 +267,9 @@ def _implausible(value: torch.Tensor) -> str:
     could else take all memory once it is converted."""
     if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
         return "has no plain values (it is sparse, quantised or empty)"
-    if value.ndim > MOST_AXES:
+    if value.ndim > MAX_AXES:
         return f"has {value.ndim} axes"
-    if math.prod(max(size, 1) for size in value.shape) > LARGEST:
+    if math.prod(max(size, 1) for size in value.shape) > MAX_ELEMENTS:
         return f"claims the sizes {tuple(value.shape)}"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"claims the sizes {tuple(value.shape)}, of which the file does not hold the values"

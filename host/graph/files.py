@@ -21,9 +21,9 @@ from .classes import declared
 from .links import is_link, upstream
 
 LONGEST_NAME = 1024
-WHOLE = 64 * 2**20  # bytes: a larger file is read in samples
+MAX_WHOLE_BYTES = 64 * 2**20  # bytes: a larger file is read in samples
 BLOCKS, BLOCK = 64, 256 * 2**10  # of which there are so many, of so many bytes, from the first to the last
-MOST_FILES, DEEPEST = 1000, 4  # of a folder, and how far down
+MAX_FILES, MAX_FOLDER_DEPTH = 1000, 4  # of a folder, and how far down
 FOLDER_BYTES = 512 * 2**20  # read of all files of a folder together, at most
 ENDING = re.compile(r"\.\w{1,16}$")
 EMBEDDING = re.compile(r"embedding:((?:\\[()]|[^\s()\[\]<>])+)")
@@ -185,7 +185,7 @@ def _content(paths: Iterable[str], name: str) -> str:
     digest = hashlib.sha256()
     for path in paths:
         full = path == name
-        files = _below(path, 0 if full else DEEPEST) if os.path.isdir(path) else [path]
+        files = _below(path, 0 if full else MAX_FOLDER_DEPTH) if os.path.isdir(path) else [path]
         files = [file for file in files if not full or _is_known(file)]
         for file in files:
             within = os.path.relpath(file, path).replace(os.sep, "/")
@@ -200,14 +200,14 @@ def _below(folder: str, deepest: int) -> list[str]:
         deep = place.count(os.sep) >= folder.rstrip(os.sep).count(os.sep) + deepest
         folders[:] = [] if deep else sorted(one for one in folders if not one.startswith("."))
         found += [os.path.join(place, file) for file in sorted(files) if not file.startswith(".")]
-        if len(found) >= MOST_FILES:
+        if len(found) >= MAX_FILES:
             break
-    return [file for file in found[:MOST_FILES] if os.path.isfile(file)]
+    return [file for file in found[:MAX_FILES] if os.path.isfile(file)]
 
 
-def _digest(path: str, whole: int = WHOLE) -> str:
+def _digest(path: str, whole: int = MAX_WHOLE_BYTES) -> str:
     stat = os.stat(path)
-    return _read(path, min(whole, WHOLE), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return _read(path, min(whole, MAX_WHOLE_BYTES), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=4096)

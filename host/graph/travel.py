@@ -28,7 +28,7 @@ MOST_RANKS = 64  # that are read: a workflow may come from anybody
 # `search/winners.py`. Of 72 pictures of the demo model, float16 moved the score by 0.04 % of the verifier's range and
 # the coarse colours by 0.01 at most; bfloat16 in 9 of 10 by 0.13 % and 0.3, and of the rest some are other pictures.
 # Two seeds of one prompt are 2.8 apart at least, and 19 in the median.
-PICTURE_APART = 2.0  # of 255, the mean over a coarse picture
+MAX_PICTURE_DIFFERENCE = 2.0  # of 255, the mean over a coarse picture
 
 Ranks = tuple[tuple[Recipe, ...], ...]  # the best k, each a recipe per item
 Values = tuple[tuple[float, ...], ...]  # of the first: per item, of each member
@@ -142,7 +142,7 @@ def difference(
     if not alike or any(abs(old - new) > limit for row in pairs for old, new, limit in row):
         found.append(f"it scores {_short(scores)} here and {_short(then.scores)} when it was saved")
     apart = _pictures_apart(then.pictures, pictures)
-    if apart > PICTURE_APART:
+    if apart > MAX_PICTURE_DIFFERENCE:
         found.append(f"its colours are off by {apart:.0f} of 255")
     return " and ".join(found)
 

@@ -20,7 +20,7 @@ from ...verifiers.descriptor import Entry
 from ...verifiers.preprocess import Preprocess
 from ...verifiers.weights import WEIGHT_SUFFIXES, file_stamp, read_tensors
 from ..errors import is_cancel
-from ..sampling.out_of_memory import is_oom
+from ..sampling.oom import is_oom
 from .folders import SHELVES, Shelf, checked, clip_vision_files, stamped
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -272,15 +272,15 @@ def image_tower(clip_vision: Any) -> ImageTower:
 
 
 # Tensors that tell one SigLIP from another.
-_TELLING = ("vision_model.post_layernorm.weight", "vision_model.embeddings.position_embedding.weight")
+_TELLING_TENSORS = ("vision_model.post_layernorm.weight", "vision_model.embeddings.position_embedding.weight")
 
 
 def _pooling(clip_vision: Any) -> dict[str, torch.Tensor]:
     """SigLIP's pooling layer, which ComfyUI does not keep: from the file with this tower's weights. Empty without."""
-    mine = {name: value for name, value in clip_vision.get_sd().items() if name in _TELLING}
+    mine = {name: value for name, value in clip_vision.get_sd().items() if name in _TELLING_TENSORS}
     for path in clip_vision_files():
-        state = read_tensors(path, POOLING, _TELLING)
-        if all(name in state and name in mine and _same(state[name], mine[name]) for name in _TELLING):
+        state = read_tensors(path, POOLING, _TELLING_TENSORS)
+        if all(name in state and name in mine and _same(state[name], mine[name]) for name in _TELLING_TENSORS):
             return {name.removeprefix(POOLING): value for name, value in state.items() if name.startswith(POOLING)}
     return {}
 

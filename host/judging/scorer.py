@@ -15,7 +15,7 @@ from ...search.judges import Judge, Judges
 from ...search.ledger import NOTHING, SCORE, Cost, Ledger
 from ...verifiers.base import VerifierError
 from ...verifiers.console import logger
-from ..sampling.out_of_memory import with_memory
+from ..sampling.oom import retry_on_oom
 
 log_to_console = logger(__name__)
 
@@ -111,7 +111,7 @@ class Scorer:
         return float(answer)
 
     def _answer(self, judge: Judge, first: Any, second: Any, prompt: str) -> torch.Tensor:
-        answer = with_memory(lambda: judge.verifier.compare(first, second, prompt), "comparing")
+        answer = retry_on_oom(lambda: judge.verifier.compare(first, second, prompt), "comparing")
         if not isinstance(answer, (int, float)) or not 0 <= answer <= 1:
             raise VerifierError(
                 f"verifier {judge.name} answered {answer!r:.80} to {judge.question!r}; expected a number from 1 (the "
@@ -124,7 +124,7 @@ class Scorer:
         judge, column = self.judges.judges[number], sum(len(one.members) for one in self.judges.judges[:number])
         frames = [self._frames(row) for row in shown.rows]
         looks[column] = [
-            with_memory(partial(judge.verifier.look, one, shown.prompt), "looking at an image") for one in frames
+            retry_on_oom(partial(judge.verifier.look, one, shown.prompt), "looking at an image") for one in frames
         ]
         return torch.full((len(shown.rows), 1), math.nan)
 
@@ -135,7 +135,7 @@ class Scorer:
         """Values [members] of one image, or the mean over evenly spaced frames of one video. One row at a time, so that
         a score never depends on what else is in its batch."""
         frames = self._frames(frames)
-        return with_memory(lambda: verifier.score(frames, [prompt] * len(frames)), "scoring").mean(dim=0)
+        return retry_on_oom(lambda: verifier.score(frames, [prompt] * len(frames)), "scoring").mean(dim=0)
 
     def _frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Those of a video that the judges look at, evenly spread."""

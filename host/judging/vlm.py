@@ -31,7 +31,7 @@ EYES = (
 )
 
 
-class HostedJudge(HostedVerifier):
+class HostedVLMVerifier(HostedVerifier):
     """A verifier that asks a vision-language model."""
 
     def _called(self) -> str:
@@ -45,7 +45,7 @@ class HostedJudge(HostedVerifier):
 SPELLINGS = tuple(
     space + form for word in WORDS for form in (word, word.capitalize(), word.upper()) for space in ("", " ")
 )
-LIKELIEST = 50  # tokens that are looked at for further ways to write yes and no
+LIKELIEST_TOKENS = 50  # tokens that are looked at for further ways to write yes and no
 
 
 class _Chosen(TorchFunctionMode):
@@ -88,7 +88,7 @@ class ClipVLM:
 
     def first_tokens(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         self._words = self._words or self._word_ids()
-        return [first_words(self._first(ask), self._words, self._text, LIKELIEST) for ask in asks]
+        return [first_words(self._first(ask), self._words, self._text, LIKELIEST_TOKENS) for ask in asks]
 
     def answers(self, asks: Sequence[Ask]) -> list[str]:
         return [self._answer(ask) for ask in asks]
@@ -190,11 +190,11 @@ def load_endpoint(
     )
 
 
-def load_vqa_score(vlm: VLM, question: str = QUESTION) -> HostedJudge:
+def load_vqa_score(vlm: VLM, question: str = QUESTION) -> HostedVLMVerifier:
     """VQA Score."""
-    return HostedJudge(registry.get("vqa_score")(vlm, question.strip() or QUESTION), patcher=said(vlm, "patcher"))
+    return HostedVLMVerifier(registry.get("vqa_score")(vlm, question.strip() or QUESTION), patcher=said(vlm, "patcher"))
 
 
-def load_vlm_grader(vlm: VLM, samples: int = 1, temperature: float = 0.7) -> HostedJudge:
+def load_vlm_grader(vlm: VLM, samples: int = 1, temperature: float = 0.7) -> HostedVLMVerifier:
     """VLM Grader."""
-    return HostedJudge(registry.get("vlm_grader")(vlm, samples, temperature), patcher=said(vlm, "patcher"))
+    return HostedVLMVerifier(registry.get("vlm_grader")(vlm, samples, temperature), patcher=said(vlm, "patcher"))

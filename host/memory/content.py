@@ -33,8 +33,8 @@ from .functions import assigned_around, class_settings, contents_of, is_setting,
 from .leftovers import Digests, Leftovers, can_own, changed_since, undone
 from .weights import Unreadable
 
-DEEPEST = 100
-LARGEST_BYTES = 2**33  # of what is read whole, at about a second for each GB
+MAX_DEPTH = 100
+MAX_READ_BYTES = 2**33  # of what is read whole, at about a second for each GB
 
 
 class Content:
@@ -83,7 +83,7 @@ class Content:
         value = getattr(value, "_orig_mod", value) if isinstance(value, torch.nn.Module) else value
         if id(value) in self.digests:
             return self.digests[id(value)]
-        if self.depth >= DEEPEST:
+        if self.depth >= MAX_DEPTH:
             raise Unreadable(f"{where} is too deep to be read")
         self.depth += 1
         outer, self.hash = self.hash, hashlib.blake2b(digest_size=32)
@@ -205,7 +205,7 @@ class Content:
     def _bytes(self, kind: str, data: Any, where: str) -> None:
         size = memoryview(data).nbytes
         self.bytes += size
-        if self.bytes > LARGEST_BYTES:
+        if self.bytes > MAX_READ_BYTES:
             raise Unreadable(f"{where} is too large to be read before every search")
         self.hash.update(f"{kind} {size}:".encode())
         self.hash.update(data)

@@ -25,10 +25,10 @@ from . import store
 
 FINISH, STORE, DELETE = "/noise_search/finish", "/noise_search/store", "/noise_search/store/delete"
 JSON = "application/json"
-LARGEST_BODY = 64 * 2**10
+MAX_BODY_BYTES = 64 * 2**10
 LONGEST_NODE_ID = 1000
 LAST_ID = 2**63 - 1  # of SQLite
-SHOWN = 100  # characters of a wrong input that an error repeats
+SHOWN_CHARACTERS = 100  # characters of a wrong input that an error repeats
 
 
 class BadRequest(ValueError):
@@ -133,8 +133,8 @@ async def _body(request: Any) -> dict[str, Any]:
     text = bytearray()
     async for chunk in request.content.iter_any():
         text += chunk
-        if len(text) > LARGEST_BODY:
-            raise BadRequest(f"The request is too long: more than {LARGEST_BODY} bytes.", 413)
+        if len(text) > MAX_BODY_BYTES:
+            raise BadRequest(f"The request is too long: more than {MAX_BODY_BYTES} bytes.", 413)
     try:
         body = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):  # RecursionError: brackets in thousands
@@ -160,4 +160,4 @@ def _shown(value: Any) -> str:
         text = json.dumps(value)
     except (ValueError, RecursionError):
         text = type(value).__name__
-    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ..."

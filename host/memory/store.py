@@ -35,12 +35,12 @@ from . import tables
 
 FILE, SETTINGS = "evaluations.sqlite3", "settings.json"
 IMPATIENT_MS = 100  # once somebody kept the file locked for longer than that
-ROOM = 0.9  # of the limit: down to there small pictures go, so that not every candidate has to make room
+ROOM_SHARE = 0.9  # of the limit: down to there small pictures go, so that not every candidate has to make room
 LOG_PAGES = 256  # that SQLite writes beside the file before it takes them over
 REOPENINGS = 3  # in one search: some network drives give a file another number each time
 SMALLEST_MB, LARGEST_MB = 16, 1_000_000
-MANY = 500  # searches listed
-TOGETHER = 6  # where an unwritten entry says whether it was sampled in a batch
+MAX_LISTED = 500  # searches listed
+TOGETHER_FIELD = 6  # where an unwritten entry says whether it was sampled in a batch
 
 T = TypeVar("T")
 log_to_console = logger(__name__)
@@ -115,7 +115,7 @@ class Store:
                     "+ (SELECT COALESCE(SUM(bytes), 0) FROM comparisons WHERE search = searches.id) "
                     "FROM searches LEFT JOIN entries ON entries.search = searches.id "
                     "GROUP BY id ORDER BY used DESC LIMIT ?",
-                    (MANY,),
+                    (MAX_LISTED,),
                 ).fetchall()
         except StoreError as error:
             return data | {"problem": str(error)}
@@ -251,7 +251,7 @@ class StoredMemory:
     def keep_candidate(self, work: str, rendered: Rendered) -> None:
         recipes, values = to_json(list(rendered.recipes)), json.dumps(rendered.values.tolist())
         pictures = None if rendered.thumbnails is None else _to_png(rendered.thumbnails)
-        self._keep(work, recipes, values, rendered.nfe, dict(rendered.seconds), rendered.together, pictures)
+        self._keep(work, recipes, values, rendered.nfe, dict(rendered.seconds), rendered.batched, pictures)
 
     def keep_segment(self, work: str, cost: Cost) -> None:
         self._keep(work, None, None, round(cost.nfe), dict(cost.phases))
@@ -276,8 +276,8 @@ class StoredMemory:
 
     def set_aside_batches(self) -> int:
         """The same for what was sampled in batches, by whichever run."""
-        gone = {entry[0] for entry in self.unwritten if entry[TOGETHER]}
-        self.unwritten = [entry for entry in self.unwritten if not entry[TOGETHER]]
+        gone = {entry[0] for entry in self.unwritten if entry[TOGETHER_FIELD]}
+        self.unwritten = [entry for entry in self.unwritten if not entry[TOGETHER_FIELD]]
         kept = [one for one in self.unwritten_comparisons if gone.isdisjoint(one[2:4])]
         self.unwritten_comparisons = kept
         return self._try(lambda: self._set_aside("together = ?", True), 0)
@@ -341,7 +341,7 @@ class StoredMemory:
                 nfe_per_row=nfe // len(made),
                 seconds=spent.phases,
                 thumbnails=None if pictures is None else _from_png(pictures, len(made)),
-                together=bool(together),
+                batched=bool(together),
                 recalled=True,
             )
         except Exception as error:  # whatever may be in it: it is computed anew, and written over
@@ -440,7 +440,7 @@ class StoredMemory:
         if tables.used_bytes(self._connection) <= limit:
             return
         dropped = 0
-        while tables.used_bytes(self._connection) > ROOM * limit:
+        while tables.used_bytes(self._connection) > ROOM_SHARE * limit:
             some = tables.drop_pictures(self._connection, self.key)
             dropped += some
             if not some:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 APPLICATION_ID = 0x4E6F6953  # "NoiS"
 BUSY_SECONDS = 5.0
-SLICE, SLICE_PAGES, SLICE_PICTURES = 200, 2000, 8  # rows, pages and small pictures that are deleted at once
+SLICE_ROWS, SLICE_PAGES, SLICE_PICTURES = 200, 2000, 8  # rows, pages and small pictures that are deleted at once
 
 # A file of version n becomes one of version n + 1 by the statements of STEPS[n]; a new file, version 0, takes them all.
 # Steps are never changed, as there are files that took them: a new version appends one.
@@ -137,7 +137,7 @@ def delete(connection: sqlite3.Connection, searches: list[int]) -> None:
             connection.execute("DELETE FROM searches WHERE id = ?", (search,))
         for table in ("entries", "comparisons"):
             some = f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE search = ? LIMIT ?)"
-            while connection.execute(some, (search, SLICE)).rowcount > 0:
+            while connection.execute(some, (search, SLICE_ROWS)).rowcount > 0:
                 pass
     _give_back(connection)
 

@@ -27,24 +27,24 @@ from ...verifiers.console import logger
 from ..errors import is_cancel
 from ..known import CACHE, MIXING, home
 from .noise import initial_noise
-from .out_of_memory import is_oom, with_memory
+from .oom import is_oom, retry_on_oom
 from .stock import Sampling
 
-LARGEST = 8
-WORTH = 0.85  # of the time alone that a row in a batch may take; more does not pay for rendering the winner again
-STRANGERS = (3.0, 0.3)  # what the noises of the trial's other two rows are multiplied by
+MAX_BATCH = 8
+MAX_PACE_SHARE = 0.85  # of the time alone that a row in a batch may take: more does not pay for the second renders
+STRANGER_SCALES = (3.0, 0.3)  # what the noises of the trial's other two rows are multiplied by
 # How far a row may be from its solo run, as root mean squares, by the size of the latent; benchmarks/batching.py and
 # benchmarks/mixing.py measure it. ROUNDING: in the trial, without asking further. MIXED: of the winner, whose trial
 # found nothing.
 ROUNDING, COARSE_ROUNDING = 1e-3, 1e-2  # of a model in float32, and of others
 MIXED, COARSE_MIXED = 1e-2, 1e-1
-EXACT = 1e-5  # how far a row may be from the same row among others, in a batch of the same shape
-TRIALS = len(STRANGERS) + 1
-COMPARED = 2  # the winner and the next best, alone
+MAX_ROUNDING = 1e-5  # how far a row may be from the same row among others, in a batch of the same shape
+TRIAL_ROWS = len(STRANGER_SCALES) + 1
+SECOND_RENDERS = 2  # the winner and the next best, alone
 FREE_SHARE = 0.7  # of the free memory
 EXTRA_SHARE = 0.15  # of the budget: what the trial and rendering the best again may take; batches must earn it back
-LEAST_STEPS = 2
-KEPT = 4096  # values of a latent, to compare it later
+MIN_STEPS = 2
+KEPT_VALUES = 4096  # values of a latent, to compare it later
 T = TypeVar("T")
 log_to_console = logger(__name__)
 
@@ -57,7 +57,7 @@ class Sampled:
     latent: dict[str, Any]
     denoised: dict[str, Any]
     cost: Cost
-    together: bool = False
+    batched: bool = False
     pace: float = 0.0
 
 
@@ -71,7 +71,7 @@ class Batches:
     def __init__(self, sampling: Sampling, wanted: int, candidates: int, finish: Callable[[], bool] = lambda: False):
         self.finish = finish
         self.automatic = wanted == 0
-        self.size = min(wanted or LARGEST, candidates)
+        self.size = min(wanted or MAX_BATCH, candidates)
         self.known: _Known | None = None
         self.tried = 0  # steps of the longest schedule on which nothing was found to mix
         self.timed = not self.automatic
@@ -81,10 +81,10 @@ class Batches:
         why = obstacle_around(sampling) if self.size > 1 else None
         if why is None and self.automatic and self.size > 1:
             self.size = min(self.size, fitting(sampling))
-            if EXTRA_SHARE * candidates < TRIALS + COMPARED:
+            if EXTRA_SHARE * candidates < TRIAL_ROWS + SECOND_RENDERS:
                 why = "the search is too small for it to pay"
         if why is None and self.size > 1:
-            with sampling.ledger.apart(SAMPLER_TRIAL), sampling.ledger.clock(SAMPLE):
+            with sampling.ledger.as_extra(SAMPLER_TRIAL), sampling.ledger.clock(SAMPLE):
                 why = obstacle_within(sampling)
         if why is not None and self.size > 1:
             if not self.automatic:
@@ -100,7 +100,7 @@ class Batches:
             if len(part) == 1 or self._needs_one_alone(sampling):
                 made.append(self._alone(sampling, part[0], callback))
             elif sampling.steps > self.tried:
-                with sampling.ledger.apart(BATCH_TRIAL), sampling.ledger.clock(SAMPLE):
+                with sampling.ledger.as_extra(BATCH_TRIAL), sampling.ledger.clock(SAMPLE):
                     self._probe(sampling)
             else:
                 made += self._together(sampling, part, callback)
@@ -109,7 +109,7 @@ class Batches:
     def patiently(self, sampling: Sampling, work: Callable[[], T]) -> T:
         """Some sampling of one candidate; if memory runs out, once more. What the first try spent is extra."""
         first = sampling.ledger.measure()
-        return with_memory(work, "sampling", lambda: sampling.ledger.set_apart(OUT_OF_MEMORY, first.cost))
+        return retry_on_oom(work, "sampling", lambda: sampling.ledger.set_apart(OUT_OF_MEMORY, first.cost))
 
     def differs(self, sampling: Sampling, recipes: Recipes, latent: dict[str, Any]) -> str | None:
         """What shows that a candidate, made again alone, is another than in its batch; None where nothing does."""
@@ -121,14 +121,14 @@ class Batches:
         return None if apart < limit else f"differs by {apart:.2g} of its size"
 
     def _alone(self, sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sampled:
-        one = self.patiently(sampling, partial(alone, sampling, recipes, callback))
+        one = self.patiently(sampling, partial(sample_alone, sampling, recipes, callback))
         if self.size > 1 and not self._skips(sampling) and self._needs_one_alone(sampling):
             self.known = _Known(sampling.steps, recipes, one.latent["samples"], one.pace)
         return one
 
     def _together(self, sampling: Sampling, part: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
         spent = sampling.ledger.measure()
-        batch = self._attempt(sampling, len(part), partial(together, sampling, part, callback))
+        batch = self._attempt(sampling, len(part), partial(sample_together, sampling, part, callback))
         if batch and self._skips(sampling):
             sampling.ledger.set_apart(BATCH_TRIAL, spent.cost)
             return []
@@ -136,7 +136,7 @@ class Batches:
             self.kept[sampling.steps, recipes] = _values(one.latent)
         if batch and not self.timed and self.known and self.known.steps == sampling.steps:
             self.timed = True
-            if batch[0].pace > WORTH * self.known.pace:
+            if batch[0].pace > MAX_PACE_SHARE * self.known.pace:
                 self.size = 1
         return batch or []
 
@@ -183,12 +183,12 @@ class Batches:
         """Whether the known candidate is the same between strangers."""
         assert self.known is not None
         trial = _Trial(sampling, self.known)
-        apart = self._attempt(sampling, TRIALS, trial.apart)
+        apart = self._attempt(sampling, TRIAL_ROWS, trial.distance)
         if apart is None or self._skips(sampling):
             return  # out of memory, with half as many once more
         same: bool | None = apart <= (COARSE_ROUNDING if self.coarse else ROUNDING)
         if not same:
-            same = self._attempt(sampling, TRIALS, trial.is_rounding)
+            same = self._attempt(sampling, TRIAL_ROWS, trial.is_rounding)
             self.coarse = True
             if same is None:
                 return
@@ -225,10 +225,10 @@ class _Trial:
         seed = known.recipes[0].seed
         self.others = [(Recipe.from_seed((seed + number) % SEED_RANGE),) for number in (1, 2)]
 
-    def apart(self) -> float:
-        """How far from its solo run."""
+    def distance(self) -> float:
+        """How far the known candidate in the trial is from its solo run, relative to its size (see `_difference`)."""
         own = self._noise(self.known.recipes)  # before the others: the last noise leaves the global generator as it is
-        large, small = (scale * self._noise(other) for scale, other in zip(STRANGERS, self.others, strict=True))
+        large, small = (scale * self._noise(other) for scale, other in zip(STRANGER_SCALES, self.others, strict=True))
         self.row = self._run([large, own, small], self.others[0][0].seed)[1]
         return _difference(self.row[None], self.known.samples)
 
@@ -236,8 +236,11 @@ class _Trial:
         """Whether the difference comes from the size of the batch alone: with copies of itself in the place of the
         strangers it is the same, to the last bits, and so is every copy."""
         own = self._noise(self.known.recipes)
-        copies = self._run([own] * TRIALS, self.known.recipes[0].seed)
-        return _difference(copies[1], self.row) < EXACT and _difference(copies[[0, -1]], copies[[1, 1]]) < EXACT
+        copies = self._run([own] * TRIAL_ROWS, self.known.recipes[0].seed)
+        return (
+            _difference(copies[1], self.row) < MAX_ROUNDING
+            and _difference(copies[[0, -1]], copies[[1, 1]]) < MAX_ROUNDING
+        )
 
     def _noise(self, recipes: Recipes) -> torch.Tensor:
         return initial_noise(recipes, self.sampling.latent)
@@ -248,7 +251,7 @@ class _Trial:
         return sampling.finished(samples)[0]["samples"]
 
 
-def alone(sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sampled:
+def sample_alone(sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sampled:
     """One candidate, exactly as the stock node samples it."""
     spent, clock = sampling.ledger.measure(), _Clock(callback)
     with sampling.ledger.clock(SAMPLE):
@@ -256,7 +259,7 @@ def alone(sampling: Sampling, recipes: Recipes, callback: Callable | None) -> Sa
     return Sampled(*latents, spent.cost, pace=clock.pace())
 
 
-def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
+def sample_together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callable | None) -> list[Sampled]:
     """Several candidates of one item each in one run; the counts and the time are shared out evenly.
 
     callback: gets the first one only, as previewers may take a batch for the frames of a video.
@@ -272,7 +275,7 @@ def together(sampling: Sampling, candidates: Sequence[Recipes], callback: Callab
     for row in range(count):
         rows = slice(row, row + 1)
         latents = sampling.finished(samples[rows].clone(), None if x0 is None else x0[rows].clone())
-        made.append(Sampled(*latents, each, together=True, pace=pace))
+        made.append(Sampled(*latents, each, batched=True, pace=pace))
     return made
 
 
@@ -315,7 +318,7 @@ def obstacle_around(sampling: Sampling) -> str | None:
         return "the latent is a batch itself, or made of several tensors"
     if getattr(sampling.sampler, "inpaint_options", {}).get("random") and sampling.latent.get("noise_mask") is not None:
         return "the sampler draws the noise outside of the mask for the whole batch"
-    if sampling.steps < LEAST_STEPS:
+    if sampling.steps < MIN_STEPS:
         return "there are too few steps"
     if any(CACHE in str(key).lower() for key in sampling.guider.model_options.get("transformer_options", {})):
         return "a cache of the model (EasyCache, LazyCache, TeaCache) decides by the whole batch which steps to skip"
@@ -333,7 +336,7 @@ def fitting(sampling: Sampling) -> int:
     model = sampling.model
     unloaded = max(model.model_size() - model.loaded_size(), 0)  # what the weights will take before any batch
     free = FREE_SHARE * (mm.get_free_memory(model.load_device) - unloaded)
-    size = LARGEST
+    size = MAX_BATCH
     while size > 1 and sampling.model.model.memory_required([2 * size, *shape[1:]]) > free:
         size //= 2
     return size
@@ -361,7 +364,7 @@ def _repeated(sampling: Sampling, count: int) -> torch.Tensor:
 def _values(latent: dict[str, Any]) -> torch.Tensor:
     """Some values of a LATENT of one item, evenly spread."""
     flat = latent["samples"].flatten()
-    return flat[:: max(len(flat) // KEPT, 1)].float().cpu().clone()
+    return flat[:: max(len(flat) // KEPT_VALUES, 1)].float().cpu().clone()
 
 
 def _is_float32(sampling: Sampling) -> bool:

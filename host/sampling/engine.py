@@ -20,7 +20,7 @@ from ..judging.hosted import broken, is_broken
 from ..judging.scorer import Scored, Scorer, Shown
 from ..pictures import in_colour
 from .batching import Batches, Sampled
-from .out_of_memory import with_memory
+from .oom import retry_on_oom
 from .stock import Sampling
 from .trajectory import Trajectories
 
@@ -102,7 +102,7 @@ class ComfyEngine:
 
     @property
     def deterministic(self) -> bool:
-        with self.ledger.apart(SAMPLER_TRIAL), self.ledger.clock(SAMPLE):  # the sampler may have to be tried for it
+        with self.ledger.as_extra(SAMPLER_TRIAL), self.ledger.clock(SAMPLE):  # the sampler may have to be tried for it
             return self.sampling.deterministic
 
     @property
@@ -214,7 +214,7 @@ class ComfyEngine:
         latent = sampled.denoised if self.sampling.leaves_noise else sampled.latent
         spent = self.ledger.measure()
         with self.ledger.clock(DECODE):
-            images = with_memory(lambda: decode(self.vae, latent), "decoding")
+            images = retry_on_oom(lambda: decode(self.vae, latent), "decoding")
             parts = split(images, self.rows)
         decoded = Decoded(parts, spent.cost, is_broken([images]))
         self.image_bytes = sum(image.numel() * image.element_size() for image in decoded.images)
@@ -245,7 +245,7 @@ class ComfyEngine:
                 for row, image in enumerate(images)
             ],
             thumbnails=thumbnails(images) if error is None else None,
-            together=sampled.together,
+            batched=sampled.batched,
             error=error,
             failed=self.scorer.failed,
             looks=lambda: scored.looks,

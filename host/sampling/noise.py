@@ -13,14 +13,14 @@ import torch
 from ...search.recipe import Kept, Recipe, Rotate, draw, noises, one_draw
 from ..known import RANDOM_NOISE, home
 
-MOST_DRAWN = 2**26  # numbers of one draw that is held whole where the latent is smaller: 256 MB
-KEPT = Kept(2**27)  # bytes: 128 noises of FLUX's usual size
+MAX_WHOLE_DRAW = 2**26  # numbers of one draw that is held whole where the latent is smaller: 256 MB
+KEPT_NOISES = Kept(2**27)  # bytes: 128 noises of FLUX's usual size
 
 
 def let_noises_go() -> None:
     """Between searches nothing is kept: the next one turns noises of its own."""
-    KEPT.noises.clear()
-    KEPT.bytes = 0
+    KEPT_NOISES.noises.clear()
+    KEPT_NOISES.bytes = 0
 
 
 def check_cancel() -> None:
@@ -52,12 +52,12 @@ def _generate(recipes: Sequence[Recipe], latent: Mapping[str, Any]) -> Any:
 
     def source(shape: tuple[int, ...], seed: int, batch_index: tuple[int, ...] | None, rows: Sequence[int]) -> Any:
         drawn = shape[0] if batch_index is None else max(batch_index) + 1
-        if (shape[0], batch_index) != (samples.shape[0], stock) and drawn * math.prod(shape[1:]) > MOST_DRAWN:
+        if (shape[0], batch_index) != (samples.shape[0], stock) and drawn * math.prod(shape[1:]) > MAX_WHOLE_DRAW:
             return _draw_rows(shape, seed, batch_index, rows, samples.dtype)
         noise = comfy.sample.prepare_noise(samples.new_empty(1).expand(shape), seed, batch_index)
         return noise if list(rows) == list(range(shape[0])) else noise[list(rows)]
 
-    return noises(recipes, tuple(samples.shape), samples.dtype, source, check_cancel, KEPT)
+    return noises(recipes, tuple(samples.shape), samples.dtype, source, check_cancel, KEPT_NOISES)
 
 
 def _draw_rows(

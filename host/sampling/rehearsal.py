@@ -24,8 +24,8 @@ import torch
 from ..errors import is_cancel
 
 KEY = "noise_search_rehearsal"
-ALIKE = 1e-3  # of the largest value: what rounding makes of the same, and noise of the sampler never
-MOST_CALLS = 400  # and as many as this for every step: a sampler that chooses its steps may never come to an end
+ROUNDING_SHARE = 1e-3  # of the largest value: what rounding makes of the same, and noise of the sampler never
+MAX_CALLS = 400  # and as many as this for every step: a sampler that chooses its steps may never come to an end
 CALLS_PER_STEP = 30
 Post = Callable[[dict[str, Any]], torch.Tensor]
 
@@ -124,7 +124,7 @@ class Rehearsal:
         options = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(sampling.source_options)
         known = guider.model_options.get("sampler_post_cfg_function", ())
-        stand_in = StandIn(known, MOST_CALLS + CALLS_PER_STEP * len(sigmas))
+        stand_in = StandIn(known, MAX_CALLS + CALLS_PER_STEP * len(sigmas))
         where = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
         comfy.patcher_extension.add_wrapper_with_key(where, KEY, stand_in, guider.model_options, is_model_options=True)
         torch.manual_seed(seed)  # as the stock nodes do when they draw the noise; samplers may use that generator
@@ -171,4 +171,4 @@ def alike(first: Any, second: Any) -> bool:
     if not first.numel():
         return True
     largest = torch.maximum(first.abs().max(), second.abs().max())
-    return bool((first - second).abs().max() <= ALIKE * largest)
+    return bool((first - second).abs().max() <= ROUNDING_SHARE * largest)

@@ -29,7 +29,7 @@ from ..demo import check_latent
 from ..errors import is_cancel
 from ..known import GUIDER, MOTION_MODELS, NO_PICTURES, PASSING, RATIO_KEYS, VIDEO_MODELS, kinds
 from .noise import initial_noise
-from .out_of_memory import with_memory
+from .oom import retry_on_oom
 from .rehearsal import Rehearsal
 
 WRAPPER_KEY = "noise_search"
@@ -202,7 +202,7 @@ class Sampling:
     def rehearsed(self, question: Callable[[Rehearsal], T]) -> T | None:
         """The answer, or None where the sampler cannot be tried without its model."""
         try:
-            return with_memory(lambda: question(Rehearsal(self)), "trying the sampler")
+            return retry_on_oom(lambda: question(Rehearsal(self)), "trying the sampler")
         except Exception as error:  # samplers come from any pack
             if is_cancel(error):
                 raise

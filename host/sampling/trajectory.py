@@ -22,7 +22,7 @@ from ...search.recipe import Jump, Recipe
 from .noise import initial_noise
 from .stock import Sampling
 
-NEAR = 1.02  # a sigma of the schedule this close to the end of a segment is left out: the step would be wasted
+MIN_SIGMA_RATIO = 1.02  # to the ends of a segment: a sigma closer than this is left out, as its step would be wasted
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Trajectories:
                 f"noise level {end:g} (sigma {last:.4g}) is not below where the sampling starts (sigma {first:.4g}). "
                 "Raise denoise, or lower the levels of the search."
             )
-        inner = [sigma for sigma in full.tolist() if last * NEAR < sigma < first / NEAR]
+        inner = [sigma for sigma in full.tolist() if last * MIN_SIGMA_RATIO < sigma < first / MIN_SIGMA_RATIO]
         return torch.tensor([first, *inner, last], dtype=full.dtype)
 
     def sigma(self, level: float) -> float:

@@ -21,8 +21,8 @@ from .random_search import RandomSearch
 from .replay import ReplayRecipe
 
 LOW_CORRELATION = 0.3
-ENOUGH_PAIRS = 4  # finals to speak of a correlation
-ENOUGH_TO_WARN = 6  # with fewer, a low one is easily chance
+MIN_PAIRS = 4  # finals to speak of a correlation
+MIN_PAIRS_TO_WARN = 6  # with fewer, a low one is easily chance
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ class DraftAndFinal:
         log.findings["draft_steps"] = self.steps(run.engine.steps)
         pairs = [_pairs(log, row) for row in range(log.rows)]
         fewest = min(map(len, pairs))
-        if fewest < ENOUGH_PAIRS:
+        if fewest < MIN_PAIRS:
             return
         correlation = sum(_correlation(log, row, of) for row, of in enumerate(pairs)) / len(pairs)
         log.findings["draft_final_rank_correlation"] = round(correlation, 4)
-        if correlation < LOW_CORRELATION and fewest >= ENOUGH_TO_WARN:
+        if correlation < LOW_CORRELATION and fewest >= MIN_PAIRS_TO_WARN:
             log.warnings.append(
                 f"Drafts and finals rank the noises differently (rank correlation {correlation:.2f}): a draft of "
                 f"{self.steps(run.engine.steps)} steps says little about the finished image here. Raise draft_steps, "

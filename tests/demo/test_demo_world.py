@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from noise_search.demo import world
-from noise_search.demo.oracle import find, judge
+from noise_search.demo.oracle import examine, find
 from noise_search.demo.world import CATEGORIES, Group, Item, Scene, parse, render, sample_prompt, sample_scene
 from PIL import Image, ImageFilter
 
@@ -139,7 +139,7 @@ def test_the_oracle_accepts_every_true_picture(category):
     rng = np.random.default_rng(CATEGORIES.index(category))
     for _ in range(750):
         scene = sample_scene(rng, category)
-        verdict = judge(render(scene, rng), str(scene))
+        verdict = examine(render(scene, rng), str(scene))
         assert verdict.ok, verdict.text
 
 
@@ -148,7 +148,7 @@ def test_the_oracle_accepts_slightly_blurred_and_noisy_pictures():
     for _ in range(200):
         scene = sample_scene(rng)
         image = np.asarray(render(scene, rng).filter(ImageFilter.GaussianBlur(0.6)), np.float32) / 255
-        assert judge(image + rng.normal(0, 0.02, image.shape), scene).ok, str(scene)
+        assert examine(image + rng.normal(0, 0.02, image.shape), scene).ok, str(scene)
 
 
 RED = Item("circle", "red", "large", 32, 32)
@@ -172,8 +172,8 @@ ASKED = "a large red circle above a small blue square"
     ],
 )
 def test_the_oracle_rejects(items, reason):
-    assert judge(picture(RED, BLUE), ASKED).ok
-    verdict = judge(picture(*items), ASKED)
+    assert examine(picture(RED, BLUE), ASKED).ok
+    verdict = examine(picture(*items), ASKED)
     assert not verdict.ok
     assert reason in verdict.text
 
@@ -186,18 +186,18 @@ def test_the_oracle_rejects_pictures_of_other_scenes(seed):
         drawn, asked = sample_scene(rng), sample_scene(rng)
         kinds = lambda scene: {(g.count, g.colour, g.shape) for g in scene.groups}  # noqa: E731
         if kinds(drawn) != kinds(asked):
-            assert not judge(render(drawn, rng), asked).ok, (str(drawn), str(asked))
+            assert not examine(render(drawn, rng), asked).ok, (str(drawn), str(asked))
 
 
 def test_a_half_erased_shape_is_not_clear():
     image = picture(RED)
     image[32:, :] = np.float32(world.BACKGROUND) / 255
-    assert not judge(image, "a red circle").ok
+    assert not examine(image, "a red circle").ok
 
 
 def test_the_verdict_says_what_was_found_and_asked():
     items = [Item("circle", "red", "small", x, 32) for x in (24, 64)] + [BLUE]
-    verdict = judge(picture(*items), "a red circle")
+    verdict = examine(picture(*items), "a red circle")
     assert verdict.text.startswith("found: 2 small red circles, 1 small blue square; asked: a red circle")
 
 
@@ -205,7 +205,7 @@ def test_the_oracle_reads_bytes_floats_and_other_sizes_alike():
     image = render(parse(ASKED), np.random.default_rng(1))
     array = np.asarray(image)
     forms = [image, array, array.astype(np.float32) / 255, image.resize((256, 256), Image.Resampling.LANCZOS)]
-    assert [judge(form, ASKED).ok for form in forms] == [True] * 4
+    assert [examine(form, ASKED).ok for form in forms] == [True] * 4
 
 
 def test_found_objects_carry_their_place():

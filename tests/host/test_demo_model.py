@@ -13,7 +13,7 @@ pytest.importorskip("comfy")
 torch = pytest.importorskip("torch")
 
 from noise_search.demo import world  # noqa: E402
-from noise_search.demo.oracle import judge  # noqa: E402
+from noise_search.demo.oracle import examine  # noqa: E402
 from noise_search.demo.world import parse, render  # noqa: E402
 from noise_search.host import demo as host_demo  # noqa: E402
 
@@ -218,7 +218,7 @@ def test_the_autoencoder_gives_the_picture_back(demo):
     decoded = demo.vae.decode(demo.vae.encode(images)).clamp(0, 1)
     error = (decoded - images).square().mean((1, 2, 3))
     assert (-10 * torch.log10(error)).mean() > 32  # decibels
-    right = [judge(image.numpy(), prompt).ok for image, prompt in zip(decoded, prompts, strict=True)]
+    right = [examine(image.numpy(), prompt).ok for image, prompt in zip(decoded, prompts, strict=True)]
     assert np.mean(right) >= 0.95
 
 
@@ -300,5 +300,5 @@ def test_the_seed_decides(demo):
             torch.zeros_like(noise),
             disable_pbar=True,
         )
-        verdicts += [judge(image.numpy(), prompt).ok for image in demo.vae.decode(latents)]
+        verdicts += [examine(image.numpy(), prompt).ok for image in demo.vae.decode(latents)]
     assert 0.15 < np.mean(verdicts) < 0.95

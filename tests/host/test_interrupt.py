@@ -93,7 +93,7 @@ def test_the_noises_of_a_search_do_not_outlast_it(demo, brightness):
             kept = []
 
             def looks(*_, kept=kept):
-                kept.append(noise.KEPT.bytes)
+                kept.append(noise.KEPT_NOISES.bytes)
 
             sampling.guider.model_options["sampler_post_cfg_function"] = [lambda args: (looks(), args["denoised"])[1]]
             with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_the_noises_of_a_search_do_not_outlast_it(demo, brightness):
                     lambda sampling=sampling: sampling, demo.vae, search_ends or brightness, 0, 8, "", 1, Graph(),
                     "positive", ZeroOrderSearch(neighbours=2), options=Options(batch_size=1),
                 )  # fmt: skip
-        assert max(kept) > 0 == noise.KEPT.bytes == len(noise.KEPT.noises)
+        assert max(kept) > 0 == noise.KEPT_NOISES.bytes == len(noise.KEPT_NOISES.noises)
 
 
 def test_the_next_search_after_a_cancel_is_whole(demo, brightness):

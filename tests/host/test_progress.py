@@ -159,7 +159,7 @@ def test_asked_to_finish_it_is_the_best_so_far(demo, shown, monkeypatch, how):
 
     monkeypatch.setattr(progress.SearchProgress, "candidate", see)
     result = find(demo, **{**WAYS[how], "candidates": 64})
-    assert result.log.early and np.array_equal(shown.last, pixels(result))
+    assert result.log.ended_early and np.array_equal(shown.last, pixels(result))
 
 
 def test_remade_from_a_picture_it_is_that_picture(demo, shown, monkeypatch):

@@ -18,10 +18,10 @@ import comfy.patcher_extension
 import comfy.samplers
 from any_model import AnyVae, setup_of
 from noise_search.host.graph.graph import Graph
-from noise_search.host.sampling.batching import TRIALS
+from noise_search.host.sampling.batching import TRIAL_ROWS
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.noise import initial_noise
-from noise_search.host.sampling.out_of_memory import is_oom
+from noise_search.host.sampling.oom import is_oom
 from noise_search.host.sampling.stock import Sampling
 from noise_search.host.search import run_node as search
 from noise_search.search.algorithms.draft_and_final import DraftAndFinal
@@ -299,7 +299,7 @@ def test_cancel_while_decoding_or_scoring_stops_before_the_next_model_call(part,
     rows = rows_of(sampling)
     with pytest.raises(mm.InterruptProcessingException):
         run(sampling, batch_size, vae=vae, verifier=verifier)
-    assert sum(rows) == (3 * STEPS if batch_size == 1 else (1 + TRIALS + BATCH) * STEPS)
+    assert sum(rows) == (3 * STEPS if batch_size == 1 else (1 + TRIAL_ROWS + BATCH) * STEPS)
 
 
 def test_after_a_cancel_anywhere_the_next_search_is_whole():

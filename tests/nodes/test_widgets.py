@@ -243,7 +243,7 @@ def this_many_are_sampled_at_once(node, monkeypatch):
     once = {"cfg": 1.0} if node == "KSampler" else {"guider": guider(cfg=1.0)}  # no second row for the negative
     try:
         out = find(node, candidates=9, batch_size=4, **once)
-        assert max(rows) == 4 and sum(one.together for one in out.log.candidates) >= 4
+        assert max(rows) == 4 and sum(one.batched for one in out.log.candidates) >= 4
         rows.clear()
         find(node, candidates=9, batch_size=1, **once)
         assert max(rows) == 1

@@ -1,4 +1,4 @@
-"""benchmarks/overhead.py and memory.py: what they make of what was measured, and one tiny run on a real server."""
+"""benchmarks/overhead.py and resident_memory.py: what they make of measurements, and one tiny run on a real server."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_tables_and_promises(overhead, capsys):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
 def test_resident_memory_is_read_in_mebibytes():
-    memory = load("memory")
+    memory = load("resident_memory")
     before = memory.resident(Path("/proc/self"))[memory.AFTER]
     block = bytearray(os.urandom(1)) * (64 * 2**20)
     found = memory.resident(Path("/proc/self"))

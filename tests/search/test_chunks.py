@@ -50,4 +50,4 @@ def test_asked_to_finish_it_keeps_what_the_engine_had_made_already(asked_after):
     finish = lambda: len(pool.log.candidates) >= asked_after  # noqa: E731
     log = search(ALGORITHMS["random"], engine, pool, SEED, Budget(40), finish=finish).log
     assert [one.recipes[0].seed for one in log.candidates] == [SEED + index for index in range(9)]
-    assert (log.early, log.extra_nfe, log.stopped) == (True, 0, "it was asked to finish")
+    assert (log.ended_early, log.extra_nfe, log.stopped) == (True, 0, "it was asked to finish")

@@ -119,7 +119,7 @@ def test_what_is_set_apart_is_nobodys_and_not_measured_around_it():
     ledger = Ledger()
     outer = ledger.measure()
     ledger.spend(cost(1))
-    with ledger.apart(BATCH_TRIAL):
+    with ledger.as_extra(BATCH_TRIAL):
         ledger.spend(cost(5, 2.0))
         inner = ledger.measure()
         ledger.spend(cost(4))
@@ -131,7 +131,7 @@ def test_what_is_set_apart_is_nobodys_and_not_measured_around_it():
 
 def test_work_that_fails_is_set_apart_all_the_same():
     ledger = Ledger()
-    with pytest.raises(KeyboardInterrupt), ledger.apart(BATCH_TRIAL), ledger.clock("sample"):
+    with pytest.raises(KeyboardInterrupt), ledger.as_extra(BATCH_TRIAL), ledger.clock("sample"):
         ledger.spend(cost(5))
         raise KeyboardInterrupt
     assert ledger.extra[BATCH_TRIAL].nfe == 5 and ledger.extra[BATCH_TRIAL].seconds > 0

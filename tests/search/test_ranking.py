@@ -10,7 +10,7 @@ from noise_search.search import log as logs
 from noise_search.search.aggregate import METHODS, Aggregator, order
 from noise_search.search.engine import Rendered
 from noise_search.search.log import DRAFT, FINAL, PREVIEW, REPLAY, Pool, SearchLog
-from noise_search.search.ranking import SHORT, ranking
+from noise_search.search.ranking import SHORTLIST, ranking
 from noise_search.search.recipe import Recipe
 
 STAGES = (FINAL, DRAFT, PREVIEW)
@@ -59,7 +59,7 @@ def new_log(aggregator, values, **more):
 
 
 @settings(max_examples=60, deadline=None)
-@given(stories(), st.integers(0, SHORT + 2))
+@given(stories(), st.integers(0, SHORTLIST + 2))
 def test_scores_and_orders_are_those_computed_anew_after_every_candidate(story, keep):
     aggregator, made = story
     log = new_log(aggregator, made[0][1])

@@ -761,9 +761,9 @@ def test_a_recipe_within_others_is_found_but_not_at_any_depth(wrapping):
             data = WRAPPINGS[wrapping](data)
         return json.dumps(data)
 
-    assert from_text(nested(recipe_module.DEEPEST)) == [Recipe(42)]
+    assert from_text(nested(recipe_module.MAX_DEPTH)) == [Recipe(42)]
     with pytest.raises(RecipeError):
-        from_text(nested(recipe_module.DEEPEST + 1))
+        from_text(nested(recipe_module.MAX_DEPTH + 1))
 
 
 def test_two_winners_in_one_text_are_too_many():

@@ -206,7 +206,7 @@ def test_what_has_other_columns_than_the_verifier_is_computed():
 def test_what_a_winner_of_a_batch_scores_alone_is_compared_with_what_it_scored_alone():
     class Batched(Counting):
         def render(self, candidates):
-            return (replace(one, together=True, values=one.values + 0.001) for one in super().render(candidates))
+            return (replace(one, batched=True, values=one.values + 0.001) for one in super().render(candidates))
 
         def remake(self, recipes):
             return next(super().render([recipes]))
@@ -218,5 +218,5 @@ def test_what_a_winner_of_a_batch_scores_alone_is_compared_with_what_it_scored_a
         [in_batch] = engine.render([recipes])
         alone = engine.remake(recipes)
         assert in_batch.recalled == known and not torch.equal(alone.values, in_batch.values)
-        assert torch.equal(alone.before, alone.values) if known else alone.before is None
-    assert RememberingEngine(Counting(), notes).remake((Recipe.from_seed(6),)).before is None  # not from a batch
+        assert torch.equal(alone.solo_values, alone.values) if known else alone.solo_values is None
+    assert RememberingEngine(Counting(), notes).remake((Recipe.from_seed(6),)).solo_values is None  # not from a batch

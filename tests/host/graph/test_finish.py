@@ -27,14 +27,14 @@ def finished_after(algorithm, count, engine=None, rows=1):
 def test_the_candidate_under_way_is_the_last(algorithm, count):
     log = finished_after(algorithm, count)
     assert len(log.candidates) == count
-    assert log.early
+    assert log.ended_early
     assert log.stopped == "it was asked to finish"
 
 
 def test_a_search_that_nobody_asked_did_not_end_early():
     log = finished_after(RandomSearch(), CANDIDATES + 1)
     assert len(log.candidates) == CANDIDATES
-    assert not log.early
+    assert not log.ended_early
 
 
 def test_the_candidates_up_to_then_are_those_of_the_whole_search():

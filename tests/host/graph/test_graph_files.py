@@ -170,7 +170,7 @@ def test_what_is_no_file_is_none(home, value):
 
 
 def test_a_large_file_is_read_in_samples_once(home, monkeypatch):
-    monkeypatch.setattr(files, "WHOLE", 6400)
+    monkeypatch.setattr(files, "MAX_WHOLE_BYTES", 6400)
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="model.safetensors")}
     path, size = home.here / "models/checkpoints/model.safetensors", 10**6
     put(path, bytes(size))

@@ -244,7 +244,7 @@ def test_other_searches_go_on_too(demo, algorithm):
 def test_one_that_fails_only_when_the_winner_is_rendered_once_more_is_a_warning(demo):
     ensemble = combined([(RED, 1.0), (failing(5), 1.0)], drop_failed=True)
     log = searched(demo, ensemble, options=Options(batch_size=4))
-    assert log.best().together and torch.isfinite(log.values()).all()
+    assert log.best().batched and torch.isfinite(log.values()).all()
     [warning] = [text for text in log.warnings if "blue" in text]
     assert warning.startswith("blue failed when the best was rendered once more: verifier blue failed: RuntimeError")
     assert not log.failed and warning in table(log)

@@ -8,7 +8,7 @@ pytest.importorskip("comfy")
 from any_model import AnyVae, sampling_of, setup_of
 from noise_search.host.judging.scorer import Scorer, Shown
 from noise_search.host.judging.selection import score_images
-from noise_search.host.sampling import out_of_memory
+from noise_search.host.sampling import oom
 from noise_search.host.sampling.engine import ComfyEngine
 from noise_search.search.judges import combined, gated, judges_of
 from noise_search.search.ledger import Ledger
@@ -76,7 +76,7 @@ def test_of_a_video_the_mean_over_some_frames_counts():
 @pytest.mark.parametrize("route", ["fused", "native"])
 def test_running_out_of_memory_is_tried_again_once(monkeypatch, route):
     freed = []
-    monkeypatch.setattr(out_of_memory.mm, "free_memory", lambda *args, **named: freed.append(1))
+    monkeypatch.setattr(oom.mm, "free_memory", lambda *args, **named: freed.append(1))
     images = pictures(1, 8, 8, 3)
 
     def score(verifier):

@@ -352,7 +352,7 @@ def test_vqa_score_of_a_gemma_tells_images_apart(monkeypatch):
 
 def test_a_model_that_says_neither_is_told_with_what_it_says(seeing, monkeypatch):
     monkeypatch.setattr(hosting, "SPELLINGS", ())  # the small vocabulary of one of them is not without a chance
-    monkeypatch.setattr(hosting, "LIKELIEST", 1)
+    monkeypatch.setattr(hosting, "LIKELIEST_TOKENS", 1)
     with pytest.raises(VerifierError, match="VQA Score .*failed: the answer begins with neither yes nor no, but with "):
         load_vqa_score(ClipVLM(seeing)).score(torch.rand(1, 64, 64, 3), "a cat")
 

@@ -401,9 +401,9 @@ def test_what_is_too_large_to_be_read_before_every_search_makes_no_key(monkeypat
     model = base().model.clone()
     model.model_options["transformer_options"]["table"] = torch.zeros(1000)
     setup = dataclasses.replace(base(), model=model)
-    monkeypatch.setattr(content, "LARGEST_BYTES", 100_000)
+    monkeypatch.setattr(content, "MAX_READ_BYTES", 100_000)
     assert key(sampling_of(setup))
-    monkeypatch.setattr(content, "LARGEST_BYTES", 3000)
+    monkeypatch.setattr(content, "MAX_READ_BYTES", 3000)
     with pytest.raises(Unreadable, match="too large"):
         key(sampling_of(setup))
 

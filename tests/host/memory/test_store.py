@@ -234,7 +234,7 @@ def test_scores_that_are_another_each_time_do_not_throw_pictures_away(store, fin
 def test_what_was_sampled_in_batches_that_mix_is_never_recalled(store, find, monkeypatch):
     from noise_search.host.sampling import batching
 
-    together = batching.together
+    together = batching.sample_together
 
     def mixing(*args):
         made = together(*args)
@@ -243,7 +243,7 @@ def test_what_was_sampled_in_batches_that_mix_is_never_recalled(store, find, mon
         return made
 
     fresh, _ = find(None, candidates=8)
-    monkeypatch.setattr(batching, "together", mixing)
+    monkeypatch.setattr(batching, "sample_together", mixing)
     first, made = find(store, candidates=8, alone=4)
     assert [note for note in first.log.warnings if "mixes the candidates" in note]
     assert found(first) == found(fresh)
@@ -545,7 +545,7 @@ def fill(store, key, candidates=3, side=64):
 
 def rendered(recipes, pictures=None):
     values = torch.tensor([[0.1, -2.5]])
-    return Rendered(recipes, values, 8, 8, {"sample": 1.5, "score": 0.25}, ("result",), pictures, together=True)
+    return Rendered(recipes, values, 8, 8, {"sample": 1.5, "score": 0.25}, ("result",), pictures, batched=True)
 
 
 def test_a_candidate_comes_back_as_it_was(store):

@@ -205,8 +205,8 @@ def test_two_processes_bring_a_file_up_at_once(old):
 # Comparisons
 
 
-def rendered(seed, together=False):
-    return Rendered((Recipe(seed),), torch.tensor([[0.5]]), 8, 8, {"sample": 1.5}, ("result",), None, together=together)
+def rendered(seed, batched=False):
+    return Rendered((Recipe(seed),), torch.tensor([[0.5]]), 8, 8, {"sample": 1.5}, ("result",), None, batched=batched)
 
 
 def compared(first, second, answer=1.0, judge="a person", question="Which is better?", made=1.0):
@@ -286,7 +286,7 @@ def test_comparisons_of_what_is_set_aside_go_along(store):
     with store.memory("key") as memory:
         memory.keep_candidate("c", rendered(3))
         memory.keep_candidate("d", rendered(4))
-        memory.keep_candidate("e", rendered(5, together=True))
+        memory.keep_candidate("e", rendered(5, batched=True))
         for pair in ("ac", "cd", "de"):
             memory.keep_comparison(compared(*pair))
         assert memory.set_aside() == 2

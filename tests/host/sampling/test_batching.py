@@ -69,7 +69,7 @@ def inference():
 @pytest.fixture
 def fast(monkeypatch):
     """Batches pay, however busy the machine is."""
-    monkeypatch.setattr(batching, "WORTH", float("inf"))
+    monkeypatch.setattr(batching, "MAX_PACE_SHARE", float("inf"))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_the_trial_finds_nothing_against_a_sampler_that_gets_batches(demo, sampl
     if batching.obstacle(sampling) is None:
         batches = Batches(sampling, 4, 16)
         made = batches.sample(sampling, [(Recipe.from_seed(seed),) for seed in range(5)], None)
-        assert [one.together for one in made] == [False] + 4 * [True]
+        assert [one.batched for one in made] == [False] + 4 * [True]
         assert batches.size == 4 and not batches.notes
 
 
@@ -304,7 +304,7 @@ def test_one_hint_for_all_is_no_obstacle():
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc"])
 def test_the_winner_of_a_batched_search_is_the_stock_ksampler_with_its_seed(demo, sampler):
     result = run(sampling_of(demo, sampler), vae=demo.vae)
-    assert result.log.best().together  # otherwise this shows nothing: choose another seed
+    assert result.log.best().batched  # otherwise this shows nothing: choose another seed
     assert torch.equal(result.latent["samples"], stock(demo, result.seed, sampler))
     assert torch.equal(result.image, demo.vae.decode(result.latent["samples"]))
 
@@ -340,12 +340,12 @@ def test_every_evaluation_of_a_batched_search_is_counted(demo, name):
 
 def compared(log) -> int:
     """How many of the two best are rendered again alone."""
-    return sum(log.candidates[index].together for index in log.order()[:2])
+    return sum(log.candidates[index].batched for index in log.order()[:2])
 
 
 def test_the_trial_and_the_second_renders_are_extra(demo):
     log = run(sampling_of(demo)).log
-    assert log.best().together
+    assert log.best().batched
     assert log.extra_nfe == 3 * STEPS + compared(log) * STEPS
     assert log.nfe == 7 * STEPS + log.extra_nfe
     assert log.ledger.extra.keys() == {SAMPLER_TRIAL, BATCH_TRIAL, RENDERED_AGAIN}
@@ -378,7 +378,7 @@ def test_a_fixed_size_is_kept(demo):
     rows = sizes(sampling)
     log = run(sampling, batch_size=2, candidates=6).log
     assert rows == [1] * STEPS + [3] * STEPS + [2] * 2 * STEPS + [1] * STEPS + [1] * STEPS * compared(log)
-    assert [one.together for one in log.candidates] == [False] + 4 * [True] + [False]
+    assert [one.batched for one in log.candidates] == [False] + 4 * [True] + [False]
 
 
 def test_what_does_not_fill_a_batch_is_sampled_all_the_same(demo):
@@ -386,7 +386,7 @@ def test_what_does_not_fill_a_batch_is_sampled_all_the_same(demo):
     rows = sizes(sampling)
     log = run(sampling, batch_size=3, candidates=6).log
     assert rows == [1] * STEPS + [3] * 2 * STEPS + [2] * STEPS + [1] * STEPS * compared(log)
-    assert [one.together for one in log.candidates] == [False] + 5 * [True]
+    assert [one.batched for one in log.candidates] == [False] + 5 * [True]
 
 
 def test_batch_size_1_is_one_at_a_time(demo, warnings):
@@ -416,12 +416,12 @@ def test_by_itself_a_search_has_batches_only_where_little_is_spent_beyond_its_bu
 
 
 def test_by_itself_a_search_has_no_batches_that_are_not_faster(demo, short, monkeypatch):
-    monkeypatch.setattr(batching, "WORTH", 0.0)
+    monkeypatch.setattr(batching, "MAX_PACE_SHARE", 0.0)
     sampling = sampling_of(demo)
     rows = sizes(sampling)
     log = run(sampling, batch_size=0, candidates=12).log
     assert rows == [1] * STEPS + [3] * STEPS + [8] * STEPS + [1] * (3 + compared(log)) * STEPS
-    assert [one.together for one in log.candidates] == [False] + 8 * [True] + 3 * [False]
+    assert [one.batched for one in log.candidates] == [False] + 8 * [True] + 3 * [False]
 
 
 def has_free(monkeypatch, memory: float) -> None:
@@ -591,7 +591,7 @@ def test_what_the_trial_missed_is_found_at_the_end_and_the_search_made_again(dem
     assert_equal(result, alone)
     assert result.recipe == alone.recipe
     assert result.log.nfe == sum(rows) > alone.log.nfe
-    assert max(rows) == 3 and not any(one.together for one in result.log.candidates)
+    assert max(rows) == 3 and not any(one.batched for one in result.log.candidates)
     [warning] = [text for text in result.log.to_dict()["warnings"] if "alone than in its batch" in text]
     assert "one candidate at a time" in warning
 
@@ -602,7 +602,7 @@ def test_a_difference_that_no_verifier_sees_sends_the_search_back_too(demo, monk
         def score(self, images, prompts):
             return torch.zeros(1, 1)
 
-    sampled = batching.together
+    sampled = batching.sample_together
 
     def nudged(*args):
         made = sampled(*args)
@@ -610,10 +610,10 @@ def test_a_difference_that_no_verifier_sees_sends_the_search_back_too(demo, monk
             one.latent["samples"] *= 1 + size
         return made
 
-    monkeypatch.setattr(batching, "together", nudged)
+    monkeypatch.setattr(batching, "sample_together", nudged)
     log = run(sampling_of(demo), Indifferent()).log
     assert any("of its size alone than in its batch" in text for text in log.warnings) == found
-    assert any(one.together for one in log.candidates) != found
+    assert any(one.batched for one in log.candidates) != found
 
 
 def test_asked_to_finish_the_search_is_not_made_again_but_warns(demo, monkeypatch):
@@ -634,7 +634,7 @@ def test_asked_to_finish_the_search_is_not_made_again_but_warns(demo, monkeypatc
         lambda: sampling_of(demo, model=model), AnyVae(), Impatient(), SEED, 20, "", 1, Graph("7"), "positive",
         options=Options(3),
     )  # fmt: skip
-    assert result.log.early and result.log.best().together
+    assert result.log.ended_early and result.log.best().batched
     [warning] = [text for text in result.log.warnings if "alone than in its batch" in text]
     assert "Set batch_size to 1" in warning
     assert torch.equal(result.latent["samples"], stock(demo, result.seed, model=model))
@@ -655,7 +655,7 @@ def test_a_cache_that_skips_steps_gets_no_batches(demo, monkeypatch, late):
     model = demo.model.clone()
     model.set_model_unet_function_wrapper(sometimes)
     result = run(sampling_of(demo, model=model), candidates=12)
-    assert not any(one.together for one in result.log.candidates)
+    assert not any(one.batched for one in result.log.candidates)
     [warning] = [text for text in result.log.warnings if "skips steps" in text]
     assert ("made anew" in warning) == late
 
@@ -729,7 +729,7 @@ def test_a_batch_shows_its_first_row(demo):
     shapes = []
     callback = lambda step, x0, x, total: shapes.append((step, tuple(x0.shape), tuple(x.shape), total))  # noqa: E731
     candidates = [(Recipe.from_seed(seed),) for seed in range(3)]
-    batching.together(sampling_of(demo), candidates, callback)
+    batching.sample_together(sampling_of(demo), candidates, callback)
     assert shapes == [(step, (1, 16, 8, 8), (1, 16, 8, 8), STEPS) for step in range(STEPS)]
 
 
@@ -781,7 +781,7 @@ def test_videos_are_batched_and_the_winner_is_stock():
     expected = comfy_nodes.common_ksampler(
         setup.model, result.seed, 4, setup.cfg, "euler", "simple", setup.positive, setup.negative, setup.latent
     )[0]["samples"]
-    assert set(rows[12:]) == {1, 2} and result.log.best().together  # after stock and the trial
+    assert set(rows[12:]) == {1, 2} and result.log.best().batched  # after stock and the trial
     assert torch.equal(result.latent["samples"], expected)
 
 

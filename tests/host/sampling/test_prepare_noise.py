@@ -75,7 +75,7 @@ def test_rows_of_several_draws_are_those_of_the_whole_batches(dtype, index):
 
 @pytest.mark.parametrize("index", [None, tuple(range(40, 0, -1))])
 def test_rows_of_a_batch_too_large_to_hold_are_stocks(index, monkeypatch):
-    monkeypatch.setattr(host_noise, "MOST_DRAWN", 1000)
+    monkeypatch.setattr(host_noise, "MAX_WHOLE_DRAW", 1000)
     whole = comfy.sample.prepare_noise(torch.zeros(40, 4, 5, 7), 42, index)
     monkeypatch.setattr(comfy.sample, "prepare_noise", lambda *args: pytest.fail("drawn whole"))
     for row in (0, 17, 39):

@@ -101,7 +101,7 @@ def test_a_video_is_one_row_of_the_report_and_costs_what_other_videos_cost(brigh
 
 def test_videos_never_share_a_batch(brightness):
     log = searched(brightness, candidates=40).log
-    assert not any(candidate.together for candidate in log.candidates)
+    assert not any(candidate.batched for candidate in log.candidates)
     assert log.extra_nfe == 0
 
 

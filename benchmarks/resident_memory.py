@@ -1,6 +1,6 @@
 """Whether a longer search takes more memory: the server's resident memory for few and for many candidates.
 
-    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/memory.py
+    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/resident_memory.py
 
 Every search runs in a fresh ComfyUI on the CPU: Search KSampler on the embedded model, once at its own 128x128 for 8
 and 512 candidates, and once with a VAE that enlarges every picture to 1024x1024 for 8 and 64. Two candidates are

@@ -26,7 +26,7 @@ def is_oom(error: BaseException) -> bool:
     )
 
 
-def with_memory(work: Callable[[], T], what: str, failed: Callable[[], None] | None = None) -> T:
+def retry_on_oom(work: Callable[[], T], what: str, failed: Callable[[], None] | None = None) -> T:
     """Does some work; if memory runs out, once more after ComfyUI has unloaded every network it can.
 
     failed: called between the two.
