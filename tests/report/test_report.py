@@ -621,7 +621,8 @@ def everything():
     ):
         spent = {"sample": seconds, "score": 0.25}
         log.add(Rendered(recipes, torch.tensor(values), 40, 20, spent, recalled=recalled), stage)
-    log.extra_nfe, log.stopped = 1200, "the budget of\n60 NFE is spent"
+    log.ledger.book("rendered again", Cost(1200))
+    log.stopped = "the budget of\n60 NFE is spent"
     log.findings, log.warnings = {"drafts_made": 1, "correlation": 0.5}, ["Beware\nof it."]
     return log
 
