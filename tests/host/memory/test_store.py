@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,12 +26,12 @@ from noise_search.search.budget import Budget
 from noise_search.search.engine import Rendered
 from noise_search.search.ledger import MADE_ANEW, Cost
 from noise_search.search.recipe import Recipe, Rotate
+from old_stores import VERSIONS, file_of, made_by
 from remembered import Red
 
 pytestmark = pytest.mark.any_host
 
 STEPS, SEED, CANDIDATES = 6, 20, 6
-FIRST_VERSION = Path(__file__).resolve().parents[2] / "assets" / "store-v1.sqlite3"  # of the same search, 3 candidates
 ALGORITHMS = {
     "random": RandomSearch(),
     "zero-order": ZeroOrderSearch(),
@@ -122,14 +121,27 @@ def test_a_larger_search_goes_on_from_a_smaller(store, find, algorithm):
     assert larger.log.recalled
 
 
-def test_a_search_in_a_file_of_the_first_version_goes_on(store, find, tmp_path):
+def test_there_is_a_file_of_every_version(find, tmp_path):
+    missing = [version for version in VERSIONS if not file_of(version).is_file()]
+    if os.environ.get("NOISE_SEARCH_UPDATE_STORE") and missing == [VERSIONS[-1]]:
+        made_by(find, ALGORITHMS["paths"], Store(tmp_path / "made"), file_of(VERSIONS[-1]))
+        missing = []
+    assert missing == [], (
+        f"tests/assets has no file of version {missing} of the store's tables. That of the newest version is made by "
+        "NOISE_SEARCH_UPDATE_STORE=1 python dev.py test tests/host/memory/test_store.py -k every_version; an older one "
+        "is, with the code of that time"
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_search_in_a_file_of_any_version_goes_on(store, find, tmp_path, version):
     """What an older pack remembered, with the same content; the key of that machine is put in its place."""
     other = Store(tmp_path / "other")
     find(other, candidates=1)
     with sqlite3.connect(other.file) as connection:
         [(key,)] = connection.execute("SELECT key FROM searches")
     store.folder.mkdir()
-    shutil.copy(FIRST_VERSION, store.file)
+    shutil.copy(file_of(version), store.file)
     with sqlite3.connect(store.file) as connection:
         connection.execute("UPDATE searches SET key = ? WHERE id = 1", (key,))
     connection.close()

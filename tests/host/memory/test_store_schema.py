@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +18,8 @@ from noise_search.host.memory.store import FILE, Store, StoreError
 from noise_search.search.comparisons import Comparison
 from noise_search.search.engine import Rendered
 from noise_search.search.recipe import Recipe, from_json, to_json
+from old_stores import VERSIONS, file_of
 
-# What searches on the demo model left in a file of the first version: one whole, one over paths, one of a batch of two.
-FIRST_VERSION = Path(__file__).resolve().parents[2] / "assets" / "store-v1.sqlite3"
 COLUMNS = 'search, work, session, recipes, "values", nfe, seconds, together, bytes, thumbnails'
 
 
@@ -33,8 +31,13 @@ def store(tmp_path):
 @pytest.fixture
 def old(store):
     """A store whose file is of the first version."""
+    return holding(store, 1)
+
+
+def holding(store, version):
+    """A store with the file that this version left."""
     store.folder.mkdir()
-    store.file.write_bytes(FIRST_VERSION.read_bytes())
+    store.file.write_bytes(file_of(version).read_bytes())
     return store
 
 
@@ -57,9 +60,14 @@ def layout(file):
     return {name: rows(file, columns.format(name)) for name in names}
 
 
-def test_a_file_of_the_first_version_is_brought_up_and_everything_in_it_is_found(old, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", VERSIONS)
+def test_a_file_of_any_version_is_brought_up_and_everything_in_it_is_found(number, store, tmp_path, monkeypatch):
+    old = holding(store, number)
+    was = layout(old.file)
+    compared = "search, judge, question, first, second, answer, made, bytes FROM comparisons"
+    answers = rows(old.file, compared) if "comparisons" in was else []
     before, searches = rows(old.file), rows(old.file, "id, key, prompt, algorithm, created FROM searches ORDER BY id")
-    assert version(old.file) == 1 and "comparisons" not in layout(old.file)
+    assert version(old.file) == number
     assert [one["candidates"] for one in sorted(old.overview()["searches"], key=lambda one: one["id"])] == [6, 1]
     assert version(old.file) == tables.SCHEMA_VERSION
     assert rows(old.file) == before
@@ -84,6 +92,8 @@ def test_a_file_of_the_first_version_is_brought_up_and_everything_in_it_is_found
     with fresh.memory("key"):
         pass
     assert layout(fresh.file) == layout(old.file)
+    assert (layout(old.file) == was) == (number == tables.SCHEMA_VERSION)
+    assert rows(old.file, compared) == answers
 
 
 def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(store):
