@@ -931,7 +931,7 @@ class Row:
 
 
 def matrix_rows() -> list[Row]:
-    """In pieces of some minutes, so that little is lost when it is stopped."""
+    """The rows, in pieces of some minutes, so that little is lost when the matrix is stopped."""
     parts = {"sampling": ["tests/host/sampling"], "host": ["tests/host", "--ignore=tests/host/sampling"]}
     parts |= {"nodes": ["tests/nodes", "tests/verifiers", "tests/demo"], "server": ["tests/server"]}
     rows = [

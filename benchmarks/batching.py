@@ -38,7 +38,7 @@ CANDIDATES = 4
 
 @dataclass(frozen=True)
 class Difference:
-    """Of rows in a batch from their solo runs. latent: by the latent's size; score: of the verifier."""
+    """How far rows in a batch are from their solo runs. latent: by the latent's size; score: of the verifier."""
 
     latent: float
     score: float = 0.0

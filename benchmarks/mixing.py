@@ -25,7 +25,7 @@ from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling import batching
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
-from noise_search.host.search import run_node as search
+from noise_search.host.search import run_node
 from noise_search.host.versions import comfyui_version
 from noise_search.search.recipe import Recipe
 
@@ -57,8 +57,8 @@ class Contrast:
 
 @dataclass
 class Counts:
-    """Of searches: another winner without checks, with them, of those without a warning, with a warning; the share of
-    rows that are mixed."""
+    """Numbers of searches: another winner without checks, with them, of those without a warning, with a warning; the
+    share of rows that are mixed."""
 
     searches: int = 0
     mixed: float = 0.0
@@ -108,7 +108,7 @@ def count(
                 share, winner = without_checks(make(), seed, candidates, batch, solo, score)
                 counts.mixed += share / seeds
                 counts.wrong += winner != best
-            result = search(
+            result = run_node(
                 make, Pixels(), Contrast(), seed, candidates, "", 1, Graph(), "positive", options=Options(batch)
             )
             said = [text for text in result.log.warnings if "batch" in text]

@@ -22,7 +22,7 @@ MOVES, REPEATS, SHAPE = 10, 5, (16, 128, 128)
 
 
 def recipes(kind: str, batch: int) -> list[Recipe]:
-    """One for each item; of one row, one."""
+    """One recipe for each item; for one row, one."""
     items = []
     for row in range(batch):
         first = 1 + (row * MOVES if kind in ("apart", "next") else 0)

@@ -122,7 +122,7 @@ def interval(per_prompt: torch.Tensor, generator: torch.Generator) -> tuple[floa
 
 
 def shuffled(rewards: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The same [seeds, ...] in another order, so that consecutive seeds are a random subset."""
+    """The rewards [seeds, ...] in another order, so that consecutive seeds are a random subset."""
     return rewards[torch.randperm(len(rewards), generator=generator)]
 
 

@@ -228,7 +228,7 @@ def against_random(records: list[dict], budgets: tuple[int, ...]) -> list[str]:
 
 
 def notes(records: list[dict]) -> list[str]:
-    """What the tables do not show: NFE left unspent, and how well drafts foretold finals."""
+    """What the tables do not show: NFE left unspent, and how well drafts predicted finals."""
     correlations = []
     lines = ["The NFE spent and the finished images among which the winner was chosen, on average:", ""]
     lines += ["| NFE | " + " | ".join(ALGORITHMS) + " |", "|---:|" + "---|" * len(ALGORITHMS)]
@@ -296,7 +296,7 @@ def panel(canvas, colours, records, selector: str, judge: str, box: tuple[float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--part", type=int, default=0, help="with --parts: measure every so many prompts only")
+    parser.add_argument("--part", type=int, default=0, help="with --parts: measure only one in this many prompts")
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--file", type=Path, default=MEASURED, help="where each prompt's figures are written down")
     parser.add_argument("--report", action="store_true", help="measure nothing")

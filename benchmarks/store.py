@@ -34,7 +34,7 @@ from noise_search.host.memory.key import search_key  # noqa: E402
 from noise_search.host.memory.store import Store  # noqa: E402
 from noise_search.host.sampling.engine import Options  # noqa: E402
 from noise_search.host.sampling.stock import Sampling  # noqa: E402
-from noise_search.host.search import run_node as search  # noqa: E402
+from noise_search.host.search import run_node  # noqa: E402
 from noise_search.host.versions import host_info  # noqa: E402
 
 PROMPT = "a red circle above a blue square"
@@ -55,16 +55,16 @@ class World:
         return Sampling.ksampler(self.model, STEPS, 3.0, "euler", "simple", *self.conditioning, latent)
 
     def seconds(self, store: Store | None) -> float:
-        """Of a whole search, one candidate at a time."""
+        """The seconds of a whole search, one candidate at a time."""
         started = time.perf_counter()
-        search(
+        run_node(
             self.sampling, self.vae, self.verifier, 0, CANDIDATES, PROMPT, 1, Graph(), "positive",
             options=Options(batch_size=1), store=store,
         )  # fmt: skip
         return time.perf_counter() - started
 
     def key_seconds(self) -> float:
-        """Of the key, once the weights have been read."""
+        """The seconds of the key, once the weights have been read."""
         sampling, versions = self.sampling(), host_info()
         started = time.perf_counter()
         search_key(sampling, self.vae, self.verifier, PROMPT, 8, versions)

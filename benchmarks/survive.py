@@ -274,7 +274,7 @@ class Trials:
 
 
 def trials(kills: int, seed: int, folder: Path, tell: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
-    """So many kills, spread over the kinds of search and the whole of each run."""
+    """This many kills, spread over the kinds of search and the whole of each run."""
     models = load()
     made: list[Trial] = []
     chance = random.Random(seed)

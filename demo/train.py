@@ -375,7 +375,7 @@ class Generator(torch.nn.Module):
         self._initialise(torch.from_numpy(get_2d_sincos_pos_embed(width, grid)).float()[None])
 
     def _initialise(self, positions: torch.Tensor) -> None:
-        """As DiT (Peebles and Xie, 2022): Xavier, small embeddings, and gates and the last layer at zero."""
+        """Initialises as DiT (Peebles and Xie, 2022): Xavier, small embeddings, and gates and last layer at zero."""
         for name, parameter in self.named_parameters():
             if "norm" in name and name.endswith("weight") or name.endswith(("ln_q.weight", "ln_k.weight")):
                 torch.nn.init.ones_(parameter)

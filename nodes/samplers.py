@@ -20,8 +20,8 @@ HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo]
 
 
 class SearchNode(types.Node):
-    """What both search nodes do. sampling: what takes those inputs that belong to the sampler that the node stands for.
-    prompt_behind: the input behind which the prompt is looked for. more_outputs: of the result, after the usual."""
+    """What both search nodes do. sampling: makes a `Sampling` from the inputs of the stock node. prompt_behind: the
+    input behind which the prompt is looked for. more_outputs: what of the result comes after the usual outputs."""
 
     sampling: ClassVar[Callable[..., Sampling]]
     prompt_behind: ClassVar[str]

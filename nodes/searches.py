@@ -130,7 +130,7 @@ class DraftFinal(types.Node):
             category=types.CATEGORY,
             description=(
                 "Searches among quick drafts with few steps, renders the best ones with all steps, and picks the "
-                "winner among those. For samplers without noise of their own (euler, heun, dpmpp_2m, uni_pc ...)."
+                "winner among those. For samplers that add no noise (euler, heun, dpmpp_2m, uni_pc ...)."
             ),
             search_aliases=["draft", "refine", "fewer steps", "noise search"],
             inputs=[
@@ -248,7 +248,7 @@ class SearchBudget(types.Node):
                     default=0,
                     min=0,
                     max=types.MAX_CANDIDATES,
-                    tooltip="End after so many candidates in a row without a better one. 0: never.",
+                    tooltip="End after this many candidates in a row without a better one. 0: never.",
                 ),
             ],
             outputs=[types.Budget.Output(display_name="budget", tooltip="Connect to 'budget' of a search node.")],

@@ -76,7 +76,7 @@ def precision_input(tooltip: str) -> io.Combo.Input:
 
 
 def towers_precision_input(value: str = "similarity") -> io.Combo.Input:
-    """Of a verifier's towers; `value` is what it makes of their embeddings."""
+    """The precision of a verifier's towers; `value` is what it makes of their embeddings."""
     return precision_input(
         f"How the towers compute; the {value} itself is always fp32. Auto: what the GPU is good at (fp16, else bf16), "
         "fp32 on the CPU."
@@ -94,7 +94,7 @@ def candidates_input() -> io.Int.Input:
         min=1,
         max=MAX_CANDIDATES,
         tooltip=(
-            "How many images' worth of time to spend. Random Search then tries so many images, other searches spend "
+            "How many images' worth of time to spend. Random Search then tries this many images, other searches spend "
             "the same compute their way. Gains flatten after about 16."
         ),
     )

@@ -1,4 +1,4 @@
-"""Judges that ask a vision-language model, and the three ways to have one."""
+"""Verifiers that ask a vision-language model, and the three ways to have one."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def score_curve(
     """The best score so far against the compute spent (the scaling curve of Ma et al., arXiv 2501.09732).
 
     One staircase per item of the latent batch, a dot per candidate; stock (candidate 0) and the winner are marked.
-    Drafts and previews, which only rank, are fainter series of their own. Dashed lines show what the verifiers that do
+    Drafts and previews, which only rank, are separate, fainter series. Dashed lines show what the verifiers that do
     not decide say of the best candidate so far (in a batch, on average).
 
     log: any number of candidates. theme: "light" or "dark". axis: "nfe" (evaluations per row), "seconds" or "both", one
@@ -144,7 +144,7 @@ class _Reported:
 
     @property
     def change(self) -> str:
-        """From stock to the winner."""
+        """The score of stock and of the winner, in words."""
         return f"stock {plain(self.values[0], self.digits)}, best {plain(self.values[-1], self.digits)}"
 
 
@@ -398,7 +398,7 @@ class _Panel:
         made, bands, lines = self.plot.finals[0].candidates, len(self.plot.reported), []
         for number, reported in enumerate(self.plot.reported):
             if not self.plot.on_axis:
-                # Each in a band of its own: lines that go the same way would hide each other.
+                # Each in its own band: lines that go the same way would hide each other.
                 below = 0.08 + 0.6 * (bands - 1 - number) / bands
                 low, high = min(reported.values), max(reported.values)
                 self.right_low, self.right_high = _padded(low, high, below, 1 - below - 0.5 / bands)

@@ -86,7 +86,7 @@ class Aggregator:
         return self.fails(raw).sum(dim=1)
 
     def without(self, dropped: Collection[int], members: int) -> Aggregator:
-        """The same without some members: they neither decide nor veto. ValueError where nobody else decides."""
+        """This aggregator without some members: they neither decide nor veto. ValueError where nobody else decides."""
         weights, gates = self.weights or (1.0,) * members, self.gates or (None,) * members
         return Aggregator(
             self.method,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Algorithm(Protocol):
     """A way to search. Renders stock first, then goes on until its run says that the budget is spent.
 
-    Those there are stand in `algorithms/`, a small frozen dataclass each.
+    They stand in `algorithms/`, each a small frozen dataclass.
     """
 
     @property

@@ -54,7 +54,7 @@ class Rendered:
         return Cost(self.nfe, self.seconds)
 
     def at(self, cost: Cost) -> Rendered:
-        """The same at another cost."""
+        """This result at another cost."""
         nfe = round(cost.nfe)
         return replace(self, nfe=nfe, nfe_per_row=nfe // len(self.values), seconds=cost.phases)
 
@@ -74,7 +74,7 @@ class State:
 class Engine(Protocol):
     """Makes candidates. `members` names the columns of their values, `rows` is the size of the latent batch.
 
-    This is all that every engine has. What only some can do is a part of its own, of which `parts` lists those that
+    This is all that every engine has. What only some can do is a separate part; `parts` lists those that
     this one has; an algorithm that needs one asks for it (`segments`, `drafts`). With judges that compare it is
     `Comparing` as well. steps: of the schedule. chunk: how many candidates it likes to get at once.
 
@@ -141,11 +141,11 @@ class Segments(Protocol):
 
 @runtime_checkable
 class Drafts(Protocol):
-    """The same trajectories on fewer steps."""
+    """The part of an engine that makes drafts: the same trajectories on fewer steps."""
 
     @property
     def deterministic(self) -> bool:
-        """Whether the sampler adds no noise of its own: only then a draft shows what its final will be."""
+        """Whether the sampler adds no noise: only then does a draft show what its final will be."""
         ...
 
     def drafts(self, steps: int) -> Engine:

@@ -21,7 +21,7 @@ SHOWN_CUTS = 8
 
 
 class Absolute(Protocol):
-    """A verifier on the socket that gives every picture values of its own, which can be stored.
+    """A verifier on the socket that gives every picture its own values, which can be stored.
 
     members: a name for each column of its values. needs_prompt: whether an empty prompt is an error. What else it may
     say of itself is in `MAY_SAY`.
@@ -131,12 +131,12 @@ class Judge:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of its members: a verifier may have some that only report."""
+        """The members' weights: 0 for those that only report."""
         return tuple(self.weight * own for own in self.own_weights or (1.0,) * len(self.members))
 
     @property
     def gates(self) -> tuple[float | None, ...]:
-        """Of its members: those that only report because the verifier says so have none."""
+        """The members' gates: None for those that only report because the verifier says so."""
         return tuple(self.gate if own > 0 else None for own in self.own_weights or (1.0,) * len(self.members))
 
     def identity(self) -> str:

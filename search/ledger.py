@@ -26,7 +26,7 @@ SEEN_AGAIN = "seen again"  # by judges that compare, whose view of a picture is 
 MADE_ANEW = "made anew"  # the search itself, as what it had turned out to be wrong
 UNFINISHED = "unfinished"
 
-ROUNDING = 1e-6  # seconds: as much may be left where sums are taken apart again
+ROUNDING = 1e-6  # seconds: what rounding may leave where sums are subtracted again
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Cost:
         return Cost(self.nfe * count, {phase: seconds * count for phase, seconds in self.phases.items()})
 
     def shared(self, count: int) -> Cost:
-        """What falls to each of `count` that the work was for."""
+        """The share of each of the `count` candidates that the work was for."""
         return Cost(self.nfe // count, {phase: seconds / count for phase, seconds in self.phases.items()})
 
     def __bool__(self) -> bool:
@@ -87,7 +87,7 @@ class Ledger:
 
     @property
     def total(self) -> Cost:
-        """All that is booked, but for what is pending."""
+        """All that is booked, without what is pending."""
         return self.candidates + self.all_extra
 
     @property
@@ -120,19 +120,19 @@ class Ledger:
         return Measure(self)
 
     def answer(self, cost: Cost | None = None) -> Cost:
-        """Takes a candidate's cost out of what is pending; all that is pending, where that is left out."""
+        """Moves a candidate's cost out of what is pending: all of it, if no cost is given."""
         cost = self.pending if cost is None else cost
         self.pending = self.pending - cost
         return cost
 
     def set_apart(self, kind: str, cost: Cost) -> None:
-        """Some pending work turned out to be no candidate's."""
+        """Books pending work that turned out to be no candidate's."""
         self.spent = self.spent - cost
         self.book(kind, self.answer(cost))
 
     @contextmanager
     def as_extra(self, kind: str) -> Iterator[None]:
-        """Sets the work of its block apart."""
+        """Books the work of its block as extra."""
         work = self.measure()
         try:
             yield
@@ -142,11 +142,11 @@ class Ledger:
     # For whoever decides what becomes of it
 
     def charge(self, cost: Cost) -> None:
-        """An answer that became a candidate."""
+        """Charges an answer that became a candidate."""
         self.candidates = self.candidates + cost
 
     def book(self, kind: str, cost: Cost) -> None:
-        """An answer that became none."""
+        """Books an answer that became no candidate."""
         if cost:
             self.extra[kind] = self.extra.get(kind, NOTHING) + cost
 

@@ -23,7 +23,7 @@ MAX_THUMBNAILS = 256
 FINAL, DRAFT, PREVIEW = "final", "draft", "preview"
 REPLAY = "recipe"  # the algorithm that makes a candidate again
 MIN_SPREAD_SHARE = 0.01  # of a verifier's usual range: scores that spread less say nothing about the candidates
-MIN_FOR_SPREAD = 4  # candidates to speak of a spread
+MIN_FOR_SPREAD = 4  # candidates, to judge how far they spread
 
 Ask = Callable[[int, int, int, int], float]  # column, row, and two candidates: see `Comparing.compare`
 
@@ -87,8 +87,8 @@ class SearchLog:
     """All candidates of one search over a latent batch of `rows` items, with `members` verifier columns.
 
     algorithm, settings, host: what the search ran with, written into every report. usual_ranges: what scores each
-    member usually gives, where it says so. stopped: why the search ended; early: before its budget was spent, because
-    somebody asked. findings: what the algorithm measured, such as the rank correlation of drafts and finals;
+    member usually gives, where it says so. stopped: why the search ended; ended_early: because somebody asked for it,
+    with budget left. findings: what the algorithm measured, such as the rank correlation of drafts and finals;
     warnings: what the user should know. dropped: what was wrong with each candidate that has no score. ledger: what the
     search spent on its candidates, on those without a score, on trials, and on what had to be rendered again. noisy:
     members that need not give the same value twice. failed: members dropped for the whole search, by column, each with
@@ -123,7 +123,7 @@ class SearchLog:
     _came: int = field(default=0, init=False, repr=False, compare=False)
 
     def add(self, rendered: Rendered, stage: str = FINAL, ask: Ask | None = None) -> Candidate:
-        """Writes one candidate down. ask: answers for judges that compare. Raises ValueError, naming verifier and
+        """Logs one candidate. ask: answers for judges that compare. Raises ValueError, naming verifier and
         candidate, on a value that cannot rank, and where the last verifier that decides has failed."""
         self.drop_members(rendered.failed)
         index = len(self.candidates)
@@ -156,8 +156,8 @@ class SearchLog:
         return self.aggregator.comparative
 
     def _places(self, candidate: Candidate, ask: Ask | None) -> list[tuple[Ladder, tuple[int, bool]]]:
-        """The places that the judges that compare find for a candidate among those of its stage. Recipes made again
-        come in an order of their own."""
+        """The places that the judges that compare find for a candidate among those of its stage; none for
+        replayed recipes, which keep the order they came in."""
         found = []
         columns = self.comparative if self.has_stock else ()
         for column, row in product(columns, range(self.rows)):
@@ -234,19 +234,19 @@ class SearchLog:
         stages = self._ranked()
         if stage not in stages.rankings:
             return []
-        if not self.has_stock:  # recipes come in an order of their own
+        if not self.has_stock:  # replayed recipes keep the order they came in
             return stages.members[stage][:count]
         return [stages.members[stage][place] for place in stages.rankings[stage].best(row, count)]
 
     def merits(self, row: int = 0) -> list[tuple[int, float]]:
-        """What the order goes by for one item, larger is better: (0 or minus the gates it fails, score) of every
-        candidate."""
+        """What decides the order for one item, larger is better: (0 or minus the number of failed gates, score)
+        per candidate."""
         stages = self._ranked()
         columns = {stage: of_stage.merits(row) for stage, of_stage in stages.rankings.items()}
         return [columns[one.stage][place] for one, place in zip(self.candidates, stages.places, strict=True)]
 
     def merit(self, index: int, row: int = 0) -> tuple[int, float]:
-        """The same of one candidate."""
+        """As `merits`, for one candidate."""
         stages = self._ranked()
         return stages.rankings[self.candidates[index].stage].merit(row, stages.places[index])
 
@@ -296,12 +296,12 @@ class SearchLog:
 
     @property
     def extra_nfe(self) -> int:
-        """Those of its evaluations that no candidate in the log took."""
+        """The NFE of the search that no candidate in the log took."""
         return round(self.ledger.all_extra.nfe)
 
     @property
     def recalled(self) -> list[Candidate]:
-        """The candidates that were known from an earlier search. Their NFE and seconds are those of then."""
+        """The candidates known from an earlier search, with the NFE and seconds that they took then."""
         return [candidate for candidate in self.candidates if candidate.recalled]
 
     def spent(self) -> list[tuple[int, float]]:
@@ -481,7 +481,7 @@ class SearchLog:
 
 
 def _noises(recipe: Recipe) -> tuple[Any, ...]:
-    """All that is drawn for a recipe. A pause on the way adds nothing."""
+    """All draws behind a recipe. A pause on the way adds none."""
     return recipe.seed, recipe.moves, tuple(jump for jump in recipe.jumps if jump.to > jump.start)
 
 

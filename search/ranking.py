@@ -17,7 +17,7 @@ import torch
 from .aggregate import Aggregator, order, weighted
 
 Compared = Callable[[int, int], Mapping[int, float]]  # column and row -> ranks by place, 0 the lowest
-SHORTLIST = 8  # the first of the order, which are asked for again and again
+SHORTLIST = 8  # candidates at the head of the order, which are asked for again and again
 
 
 class Ranking(ABC):
@@ -30,38 +30,38 @@ class Ranking(ABC):
 
     @abstractmethod
     def add(self, values: torch.Tensor) -> None:
-        """One more candidate: float64 [rows, members]."""
+        """Adds a candidate by its raw values, float64 [rows, members]."""
 
     @abstractmethod
     def scores(self, row: int) -> torch.Tensor:
-        """float64 [candidates]."""
+        """The candidates' scores for one item, in the order they came: float64 [candidates]."""
 
     @abstractmethod
     def merits(self, row: int) -> list[tuple[int, float]]:
-        """What the order goes by, larger is better: (0 or minus the gates that it fails, score)."""
+        """What decides the order, larger is better: (0 or minus the number of failed gates, score) per candidate."""
 
     @abstractmethod
     def merit(self, row: int, place: int) -> tuple[int, float]:
-        """The same of one."""
+        """As `merits`, for the candidate at one place."""
 
     @abstractmethod
     def best(self, row: int, count: int) -> list[int]:
-        """The best `count`, from the best on; of equal ones the earlier is better."""
+        """The places of the best `count`, best first; of equal candidates the earlier is better."""
 
     @abstractmethod
     def mark(self, row: int, place: int) -> None:
-        """Marks one, as those are that have a picture."""
+        """Marks a candidate: the log marks those that have a picture."""
 
     @abstractmethod
     def unmark(self, row: int, place: int) -> None: ...
 
     @abstractmethod
     def last_marked(self, row: int, count: int) -> list[tuple[int, int]]:
-        """The marked ones that stand last: where in the order, from 0, and their places."""
+        """The marked candidates that stand last: their positions in the order, from 0, and their places."""
 
 
 def ranking(aggregator: Aggregator, rows: int, members: int, compared: Compared) -> Ranking:
-    """An empty one. compared: what judges that compare make of it."""
+    """An empty ranking by this aggregator. compared: what judges that compare make of it."""
     deciding, _ = aggregator.deciding(members)
     if deciding[list(aggregator.comparative)].any():
         return Ordinal(aggregator, rows, members, compared)
@@ -211,7 +211,7 @@ class Ordinal(Relative):
         self._compared = compared
 
     def _rank(self, new: torch.Tensor) -> None:
-        """Their orders are known only once they have found a candidate's place."""
+        """Does nothing: the judges' orders are known only once they have found a candidate's place."""
 
     def _all_scores(self) -> torch.Tensor:
         values = self._values.get().clone()

@@ -25,7 +25,7 @@ MAX_BATCH = 4096
 MOST_MOVES = 2**18  # moves and jumps of all recipes of one text
 MOST_ROWS = 2**21  # single noises that the recipes of one text may have drawn or turned: see `cost`
 CHUNK = 2**20  # numbers drawn at a time where not all are kept; a multiple of BLOCK
-BLOCK = 16  # torch draws normal numbers in blocks of so many, from as many random words
+BLOCK = 16  # torch draws normal numbers in blocks of this many, from as many random words
 METADATA = "noise_search"  # the entry of a picture's metadata that holds winners
 RECIPE = "recipe"  # in it, what a winner is made again from
 MOST_SHOWN = 4  # of several winners in an error
@@ -54,7 +54,7 @@ class Rotate:
     angle: float
 
     def __call__(self, noise: torch.Tensor) -> torch.Tensor:
-        """noise: of a whole batch."""
+        """The turned noise. noise: [B, ...], the whole batch."""
         return self.turn(noise, directions(tuple(noise.shape), self.seed, range(noise.shape[0])))
 
     def turn(self, noise: torch.Tensor, toward: torch.Tensor) -> torch.Tensor:
@@ -292,7 +292,7 @@ class Kept:
 
     @staticmethod
     def key(recipe: Recipe, batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[int], tuple]:
-        """What a noise of the recipe's first so many moves is kept under."""
+        """Gives, for a number of moves done, the key under which that noise is kept."""
         made = recipe.seed, recipe.row, batch, recipe.batch_index, shape[1:], dtype
         return lambda done: (*made, recipe.moves[:done])
 
@@ -395,7 +395,7 @@ def directions(shape: tuple[int, ...], seed: int, rows: Sequence[int], check: Ch
 
 
 def _rows(generator: torch.Generator, shape: tuple[int, ...], rows: Sequence[int], check: Check) -> torch.Tensor:
-    """Those rows of `torch.randn(shape)`, bit for bit. What comes before them is passed over, not kept."""
+    """These rows of `torch.randn(shape)`, bit for bit. What comes before them is passed over, not kept."""
     total, item = math.prod(shape), math.prod(shape[1:])
     if list(rows) == list(range(shape[0])) or total <= CHUNK or not in_blocks():
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -436,7 +436,7 @@ def _skip(generator: torch.Generator, total: int, check: Check) -> None:
 
 
 def _pass(generator: torch.Generator, words: int, check: Check) -> None:
-    """Takes so many random words, one for each normal number, without making numbers of them, which is faster."""
+    """Draws `words` random words, one per normal number, without making numbers of them, which is faster."""
     unused = torch.empty(min(words, CHUNK), dtype=torch.int32)
     for start in range(0, words, CHUNK):
         check()
@@ -445,8 +445,8 @@ def _pass(generator: torch.Generator, words: int, check: Check) -> None:
 
 @functools.cache
 def in_blocks() -> bool:
-    """Whether this torch draws as `_pieces` and `_pass` take it. It always has; were it otherwise, a noise would be
-    another without a word, so it is looked at once, and then noises are drawn whole."""
+    """Whether this torch draws as `_pieces` and `_pass` assume. It always has; if it did not, noises would silently be
+    others, so this is checked once, and where it fails noises are drawn whole."""
     total = 3 * BLOCK + 5
     whole, parts, passed = (torch.Generator("cpu").manual_seed(1) for _ in range(3))
     noise, after = (torch.randn(size, generator=whole) for size in (total, total))
@@ -553,7 +553,7 @@ def _length(data: Any, name: str) -> int:
 
 
 def portable(data: Any) -> Any:
-    """The same data for JSON that a browser may read: whole numbers beyond 2**53, which it would round, as text.
+    """The data for JSON that a browser may read: whole numbers beyond 2**53, which it would round, as text.
 
     Recipes are read in either form.
     """

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Memory(Protocol):
-    """What is known of one search from before: everything but the seed, the budget and the algorithm is the same.
+    """What is known from earlier searches in which all but the seed, the budget and the algorithm was the same.
 
     `work` names a piece of work, such as a candidate on a schedule. What is remembered costs what it did then.
     """
@@ -35,7 +35,7 @@ class Memory(Protocol):
     def keep_segment(self, work: str, cost: Cost) -> None: ...
 
     def comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
-        """As `Comparisons` has it."""
+        """See `Comparisons`."""
         ...
 
     def keep_comparison(self, comparison: Comparison) -> None: ...
@@ -227,11 +227,11 @@ class RememberingEngine:
         return f"{self.engine.steps} steps, {what}: {to_json(list(recipes))}"
 
     def _without(self, finished: bool) -> set[int]:
-        """The members that have no value of a candidate, whatever happens."""
+        """The members that never give this candidate a value."""
         return {*self.comparative, *(() if finished else self.finals_only)}
 
     def _known(self, work: str, finished: bool) -> Rendered | None:
-        """A candidate from before, if it has what a candidate has here."""
+        """The remembered candidate, if it has the values that this search needs."""
         known = self.memory.candidate(work)
         if known is None or known.values.shape != (self.rows, len(self.members)):
             return None
@@ -242,7 +242,7 @@ class RememberingEngine:
         return State(below.recipes, below.level, _Lazy(lambda: below))
 
     def _again(self, state: State, level: float) -> State:
-        """A segment that is known and charged, for its state."""
+        """Samples a segment that is known and charged once more, for its state."""
         below = state.latent.get()
         with self.ledger.as_extra(RESUMED_PATHS):
             return segments(self.engine).denoise(below, level)

@@ -23,7 +23,7 @@ class Run:
     """Makes candidates within the budget and writes each into the pool as it comes.
 
     stage: of the finished candidates ("final", or "draft" inside Draft and Final). reserve: what has to stay unspent
-    once so many more are there.
+    once this many more are there.
     drop: candidates without a score are left out and counted; otherwise they are an error.
     """
 
@@ -181,7 +181,7 @@ class Run:
         return price
 
     def drafts(self, steps: int, stage: str, reserve: Reserve) -> Run:
-        """The same search on a coarser schedule, which leaves `reserve` unspent."""
+        """This search on a coarser schedule, which leaves `reserve` unspent."""
         return Run(
             drafts(self.engine).drafts(steps), self.pool, self.spending, self.on_candidate, stage, reserve, self.drop
         )

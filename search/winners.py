@@ -60,7 +60,7 @@ def render_winners_again(engine: Engine, pool: Pool, strict: bool) -> None:
 def score_limits(log: SearchLog, elsewhere: bool = False) -> torch.Tensor:
     """How far apart the scores of one image may be, float64 [rows, members]: more than rounding ever makes.
 
-    As between a run alone and one in a batch, or between then and now. elsewhere: the log's first candidate was made
+    Between a run alone and one in a batch, or between then and now. elsewhere: the log's first candidate was made
     on another machine, from the same files.
     """
     finals = torch.tensor([final.values for final in log.of_stage()], dtype=torch.float64)
@@ -78,7 +78,7 @@ def score_limits(log: SearchLog, elsewhere: bool = False) -> torch.Tensor:
 
 
 def _compare_with_memory(log: SearchLog, candidate: Candidate, rendered: Rendered, strict: bool) -> None:
-    """Whether a remembered candidate is still what it was."""
+    """Warns, or raises StaleMemory, where a remembered candidate is no longer what it was."""
     if not _is_stale(log, candidate, rendered):
         return
     then = candidate.values if rendered.solo_values is None else rendered.solo_values.tolist()
@@ -123,7 +123,7 @@ def _compare_with_batch(log: SearchLog, candidate: Candidate, rendered: Rendered
 
 
 def _difference(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """By value; 0 where a verifier was dropped, whose values are NaN."""
+    """The absolute difference; 0 where a verifier was dropped, whose values are NaN."""
     return (first - second).abs().nan_to_num(0.0)
 
 

@@ -319,7 +319,7 @@ async def gathered(
 
 
 def in_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs a coroutine to its end on a loop of its own: ComfyUI calls nodes in a thread that has one running."""
+    """Runs a coroutine to its end on its own loop: ComfyUI calls nodes in a thread that has one running."""
     result: Future[T] = Future()
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Judges that ask a vision-language model: VQA Score and VLM Grader. The model itself is behind `VLM`."""
+"""Verifiers that ask a vision-language model: VQA Score and VLM Grader. The model itself is behind `VLM`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .console import logger
 from .descriptor import Descriptor
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
-MAX_SIDE = 1024  # of an image as the model gets it: more costs tokens and tells a judge little
+MAX_SIDE = 1024  # of an image as the model gets it: more costs tokens and tells little more
 MIN_SIDE = 28  # processors take 1 or 3 pixels for channels, and refuse what is 200 times as long as wide
 LEAST_MASS = 1e-3  # of yes and no together, below which the model is not answering the question
 LEAST_LOGPROB = -100.0  # some servers say -9999 for "never"

@@ -22,7 +22,7 @@ from .links import is_link, upstream
 
 LONGEST_NAME = 1024
 MAX_WHOLE_BYTES = 64 * 2**20  # bytes: a larger file is read in samples
-BLOCKS, BLOCK = 64, 256 * 2**10  # of which there are so many, of so many bytes, from the first to the last
+BLOCKS, BLOCK = 64, 256 * 2**10  # how many samples, and the bytes of each; from the first byte to the last
 MAX_FILES, MAX_FOLDER_DEPTH = 1000, 4  # of a folder, and how far down
 FOLDER_BYTES = 512 * 2**20  # read of all files of a folder together, at most
 ENDING = re.compile(r"\.\w{1,16}$")

@@ -34,7 +34,7 @@ def finish(node_id: str | None = None) -> list[str]:
 
 
 def ended_early(node_id: str | None) -> None:
-    """Takes down that the node's result is not what its inputs ask for: queued again, the search goes on."""
+    """Marks the node's cached result as incomplete, so that queueing it again resumes the search."""
     if node_id is not None:
         _early[node_id] += 1
 

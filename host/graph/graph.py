@@ -40,7 +40,7 @@ class Graph:
         return searches if isinstance(searches, dict) else {}
 
     def uses(self, output: str) -> bool:
-        """Whether a node takes this output of the node; also where that cannot be told."""
+        """Whether a node takes this output of the node; True, too, where that cannot be told."""
         prompt = self.prompt or {}
         names = classes.output_names(prompt.get(str(self.node_id), {}).get("class_type", ""))
         if output not in names:

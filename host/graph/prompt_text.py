@@ -31,7 +31,7 @@ class FoundPrompt:
 
 
 def without_tags(text: str) -> str:
-    """Without <lora:name:1>, which loads something and says nothing about the image."""
+    """The text without <lora:name:1>, which loads something and says nothing about the image."""
     return re.sub(r"[ \t]{2,}", " ", TAG.sub("", text)).strip() if TAG.search(text) else text
 
 

@@ -37,8 +37,8 @@ def verifier_prompt(text: str | None, judges: Judges, graph: Graph, start: str) 
 
 
 def verifier_prompts(texts: Sequence[str | None], judges: Judges, graph: Graph, start: str) -> list[FoundPrompt]:
-    """The same for a list of texts at `prompt`, one for each candidate or one for all. One without words has none, and
-    whoever scores by it says which it is."""
+    """`verifier_prompt` for a list of texts at `prompt`, one for each candidate or one for all. Without words a
+    text is "", and whoever scores by it says which it is."""
     if len(texts) == 1 or all(map(is_empty, texts)):
         return [verifier_prompt(texts[0], judges, graph, start)]
     typed = graph.typed("prompt")
@@ -46,7 +46,7 @@ def verifier_prompts(texts: Sequence[str | None], judges: Judges, graph: Graph, 
 
 
 def system_text_notes(told: Sequence[FoundPrompt], judges: Judges) -> list[str]:
-    """That the verifier was not told a system text, where that text would have taken the place of the prompt."""
+    """A note where the verifier was not told a system text that would have taken the place of the prompt."""
     texts = [one.whole for one in told if has_system_text(one.whole)]
     start = "The verifier was told only what comes after '<Prompt Start>': of the whole text"
     return [f"{start} {sentence}" for sentence in judges.cuts(texts)]

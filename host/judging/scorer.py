@@ -138,7 +138,7 @@ class Scorer:
         return retry_on_oom(lambda: verifier.score(frames, [prompt] * len(frames)), "scoring").mean(dim=0)
 
     def _frames(self, frames: torch.Tensor) -> torch.Tensor:
-        """Those of a video that the judges look at, evenly spread."""
+        """The frames of a video that the judges look at, evenly spread."""
         picks = torch.linspace(0, len(frames) - 1, min(len(frames), self.frames)).round().long()
         return frames[picks.to(frames.device)]
 

@@ -1,4 +1,4 @@
-"""Vision-language models as judges: the back ends behind the VLM socket, and the verifiers that ask them."""
+"""Vision-language models: the back ends behind the VLM socket, and the verifiers that ask them."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def fingerprint(model_name: str | None) -> str:
 
 
 def vlm_dtype(precision: str, device: torch.device | None = None) -> torch.dtype:
-    """As `resolve_dtype`, but bf16 goes before fp16: most of these models overflow in fp16."""
+    """The dtype as `resolve_dtype` has it, but bf16 before fp16: most of these models overflow in fp16."""
     device = device or mm.get_torch_device()
     if precision == "auto" and not mm.is_device_cpu(device):
         return torch.bfloat16 if mm.should_use_bf16(device) else torch.float16

@@ -68,7 +68,7 @@ class Content:
         return max((name for name in names if self.places.get(name) != other.places.get(name)), key=_deep, default="")
 
     def know(self, network: torch.nn.Module) -> None:
-        """Takes the parts of a network as known: its patcher reads the weights, and what loading sets is no content."""
+        """Takes the parts of a network as known: its patcher reads the weights, and what loading sets is ignored."""
         inner = getattr(network, "diffusion_model", None)
         layers = getattr(inner, "_orig_mod", inner).modules() if inner is not None else ()
         for number, part in enumerate([network, *layers]):
@@ -307,7 +307,7 @@ class Content:
             self._set_on(kind, "class of layers", plain, f"{where}.{kind.__qualname__}")
 
     def _hung_on(self, network: Any, where: str) -> None:
-        """What packs set on the network itself, such as LoRAs of their own kind."""
+        """What packs set on the network itself, such as LoRAs in their own format."""
         if not isinstance(network, torch.nn.Module):
             return
         network = getattr(network, "_orig_mod", network)

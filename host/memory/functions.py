@@ -25,7 +25,7 @@ def class_settings(kind: type) -> dict[str, Any]:
 
 
 def is_setting(name: str, value: Any) -> bool:
-    """Of what belongs to a module or a class: whether it may be something that a node set."""
+    """Whether an attribute of a module or a class may be something that a node set."""
     return not name.startswith("__") and isinstance(value, (bool, int, float, str, torch.Tensor))
 
 

@@ -24,19 +24,19 @@ class Left:
 
 
 class Leftovers:
-    """Of all objects of this process, each with a scope: which of the things set on it are looked at together."""
+    """The leftovers of all objects of this process. scope: which of the things set on an object are read together."""
 
     def __init__(self) -> None:
         self._owners: dict[int, weakref.ref] = {}
         self._left: dict[int, dict[str, dict[str, Left]]] = {}
 
     def of(self, owner: Any, scope: str) -> dict[str, Left]:
-        """By name."""
+        """The leftovers of one object, by name."""
         known = self._owners.get(id(owner))
         return self._left[id(owner)].get(scope, {}) if known is not None and known() is owner else {}
 
     def learn(self, owner: Any, scope: str, now: Digests, then: Digests) -> None:
-        """Takes down that a search left `now` where `then` was, which may be what it counted as."""
+        """Records that a search left `now` where `then` was, which may be what it counted as."""
         left = {
             name: Left(now.get(name), then.get(name))
             for name in now.keys() | then.keys()

@@ -42,7 +42,7 @@ ON_THE_CPU: dict[str, Callable[[], Any]] = {
 
 
 def machine() -> dict[str, str]:
-    """All of it, as text that is the same in every process."""
+    """All that decides the last bits, as text that is the same in every process."""
     device = mm.get_torch_device()
     options = {name: value for name, value in vars(args).items() if name not in CHANGES_NO_NUMBERS}
     settings = {**TORCH, **(ON_THE_CPU if device.type == "cpu" or args.cpu_vae else {})}
@@ -63,7 +63,7 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache
 def libraries() -> dict[str, str]:
-    """Their versions; "" for what is not installed."""
+    """The versions of the libraries; "" for what is not installed."""
     return {name: _version(name) for name in LIBRARIES}
 
 
@@ -82,5 +82,5 @@ def _asked(setting: Callable[[], Any]) -> str:
 
 
 def written(value: Any) -> str:
-    """The same text in every process: sets have no order."""
+    """The value as text, the same in every process: sets have no order."""
     return str(sorted(map(str, value))) if isinstance(value, (set, frozenset)) else str(value)

@@ -29,7 +29,7 @@ class Remembered:
 
     @contextmanager
     def opened(self, store: Store | None, prompt: str, algorithm: str) -> Iterator[None]:
-        """With the memory of all searches of this content, or none if the content cannot be keyed or the store is off.
+        """Opens the memory of all searches of this content, or none if the content cannot be keyed or the store is off.
         prompt, algorithm: for the store's list."""
         content = self._content() if store is not None and store.settings().enabled else None
         if store is None or content is None:

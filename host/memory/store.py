@@ -275,7 +275,7 @@ class StoredMemory:
         return self._try(lambda: self._set_aside("session != ?", self.session), 0)
 
     def set_aside_batches(self) -> int:
-        """The same for what was sampled in batches, by whichever run."""
+        """As `set_aside`, for what was sampled in batches by whichever run."""
         gone = {entry[0] for entry in self.unwritten if entry[TOGETHER_FIELD]}
         self.unwritten = [entry for entry in self.unwritten if not entry[TOGETHER_FIELD]]
         kept = [one for one in self.unwritten_comparisons if gone.isdisjoint(one[2:4])]
@@ -417,7 +417,7 @@ class StoredMemory:
         self._make_room()
 
     def _see_that_the_file_is_there(self) -> None:
-        """One that was deleted or replaced takes everything and keeps nothing. Then a new one is begun."""
+        """Begins a new file where this one was deleted or replaced: it would take everything and keep nothing."""
         if _inode(self.store.file) == self.inode or self.reopened == REOPENINGS:
             return
         self.reopened += 1
@@ -480,8 +480,8 @@ class StoredMemory:
         return count
 
     def _try(self, work: Callable[[], T], otherwise: T) -> T:
-        """Some work with the file. At the first failure the search goes on without it; but a lock will be over, and
-        what is on a full disk can be read."""
+        """Does some work with the file. At the first failure the search goes on without it; but a lock will be over,
+        and what is on a full disk can be read."""
         if self.problem and self.connection is None:
             return otherwise
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import comfy.model_patcher
 import torch
 
-SAMPLES, RUN = 16, 16  # so many runs of so many values are read of each weight
+SAMPLES, RUN = 16, 16  # runs that are read of each weight, and the values in a run
 Original = Callable[[str, torch.Tensor], torch.Tensor]  # a weight by name and as it is now, before any patch
 Read = Callable[[Any, str], str]  # a hash of a value; its name, for the error
 
@@ -91,7 +91,7 @@ def _says(value: Any) -> bool:
 
 
 def _samples(flat: torch.Tensor) -> torch.Tensor:
-    """Some runs of values, evenly spread over a tensor; of a small one all."""
+    """Some runs of values, evenly spread over a tensor; all values of a small one."""
     flat = flat.reshape(-1)
     if flat.numel() <= SAMPLES * RUN:
         return flat

@@ -1,7 +1,7 @@
 """Several candidates in one run of the sampler, where that changes nothing but the time.
 
 A row of a batch differs from the same candidate alone by rounding only, if nothing in the model or the sampler looks
-across rows. So batches are for samplers without noise of their own and with fixed steps, for conditioning without
+across rows. So batches are for samplers that add no noise and have fixed steps, for conditioning without
 rows; before the first batch a candidate that is known alone is sampled once more between two noises unlike any other
 (`_Trial`); and the winner and the next best are rendered once more alone, which shows what that missed: then the search
 is made anew, one candidate at a time. What fails in a batch is tried alone: batches must not break what works without
@@ -64,8 +64,8 @@ class Sampled:
 class Batches:
     """How many candidates go through the sampler together. One for a whole search, its drafts included.
 
-    wanted: so many (1 or more), or 0 to find out: as many as fit in memory, if that is faster. finish: whether somebody
-    asked the search to end; then what is under way is the last. notes: what the user should know.
+    wanted: this many (1 or more), or 0 to find out: as many as fit in memory, if that is faster. finish: whether
+    somebody asked the search to end; then what is under way is the last. notes: what the user should know.
     """
 
     def __init__(self, sampling: Sampling, wanted: int, candidates: int, finish: Callable[[], bool] = lambda: False):
@@ -107,7 +107,7 @@ class Batches:
         return made
 
     def patiently(self, sampling: Sampling, work: Callable[[], T]) -> T:
-        """Some sampling of one candidate; if memory runs out, once more. What the first try spent is extra."""
+        """Does some sampling of one candidate; if memory runs out, once more. What the first try spent is extra."""
         first = sampling.ledger.measure()
         return retry_on_oom(work, "sampling", lambda: sampling.ledger.set_apart(OUT_OF_MEMORY, first.cost))
 
@@ -157,7 +157,7 @@ class Batches:
         return sampling.steps > self.tried and (self.known is None or self.known.steps != sampling.steps)
 
     def _attempt(self, sampling: Sampling, count: int, work: Callable[[], T]) -> T | None:
-        """Some sampling of several candidates at once. None where that does not work; from then on they are fewer.
+        """Does some sampling of several candidates at once. None where that does not work; from then on they are fewer.
 
         Attention patches and the like may not be made for batches. An error that has another cause comes again when
         the candidates are sampled alone.
@@ -203,7 +203,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class _Known:
-    """A candidate that was sampled alone, on a schedule of so many steps."""
+    """A candidate that was sampled alone, on a schedule of this many steps."""
 
     steps: int
     recipes: Recipes
@@ -303,7 +303,7 @@ def obstacle(sampling: Sampling) -> str | None:
 
 
 def obstacle_within(sampling: Sampling) -> str | None:
-    """The same of the sampler, which is tried without its model for that: a moment's work."""
+    """Why the sampler forbids batches, or None. It is tried without its model for that: a moment's work."""
     if not sampling.deterministic:
         return "the sampler draws noise of its own, which would depend on the batch"
     if sampling.mixes_rows:
@@ -312,7 +312,7 @@ def obstacle_within(sampling: Sampling) -> str | None:
 
 
 def obstacle_around(sampling: Sampling) -> str | None:
-    """The same of all but the sampler."""
+    """Why anything but the sampler forbids batches, or None."""
     samples = sampling.latent["samples"]
     if samples.is_nested or sampling.items > 1 or sampling.latent.get("batch_index") is not None:
         return "the latent is a batch itself, or made of several tensors"
@@ -343,8 +343,8 @@ def fitting(sampling: Sampling) -> int:
 
 
 def _difference(row: torch.Tensor, solo: torch.Tensor) -> float:
-    """By the size, both as root mean squares. What is no number in both counts as 0: a broken candidate says nothing
-    against batches."""
+    """The difference over the size, both as root mean squares. What is no number in both counts as 0: a broken
+    candidate says nothing against batches."""
     broken = ~torch.isfinite(row) & ~torch.isfinite(solo)
     row, solo = row.float().masked_fill(broken, 0.0), solo.float().masked_fill(broken, 0.0)
     return float((row - solo).square().mean().sqrt() / solo.square().mean().sqrt().clamp(min=1e-12))

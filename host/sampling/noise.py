@@ -18,7 +18,7 @@ KEPT_NOISES = Kept(2**27)  # bytes: 128 noises of FLUX's usual size
 
 
 def let_noises_go() -> None:
-    """Between searches nothing is kept: the next one turns noises of its own."""
+    """Between searches nothing is kept: the next one turns other noises."""
     KEPT_NOISES.noises.clear()
     KEPT_NOISES.bytes = 0
 
@@ -115,7 +115,7 @@ class RecipeNoise:
 
 
 class NearNoise:
-    """NOISE at `move.angle` degrees from another NOISE that has no recipe of its own."""
+    """NOISE at `move.angle` degrees from another NOISE that has no recipe."""
 
     def __init__(self, base: Any, move: Rotate):
         self.base = base

@@ -2,7 +2,7 @@
 
 It runs its whole schedule as in the search, through `CFGGuider.sample`, but a formula answers in the denoiser's place:
 that costs no evaluation, takes milliseconds, and sees every step at which the sampler would draw noise. Names say
-little: packs add samplers of their own to ComfyUI's list, and wrap one sampler in another's options.
+little: packs add their own samplers to ComfyUI's list, and wrap one sampler in another's options.
 """
 
 from __future__ import annotations

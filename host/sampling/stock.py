@@ -184,7 +184,7 @@ class Sampling:
 
     @cached_property
     def deterministic(self) -> bool:
-        """Whether the sampler adds no noise of its own. One that cannot be rehearsed may add some."""
+        """Whether the sampler adds no noise. One that cannot be rehearsed may add some."""
         return self.steps == 0 or self.rehearsed(Rehearsal.adds_noise) is False
 
     @cached_property
@@ -261,7 +261,7 @@ class Sampling:
         return tuple(recipes)
 
     def coarser(self, steps: int) -> Sampling:
-        """The same on `steps` steps of the schedule's own sigmas."""
+        """This sampling on `steps` steps of the schedule's own sigmas."""
         other = copy.copy(self)
         other.sigmas = self.sigmas[coarser(self.steps, steps)]
         other.steps = len(other.sigmas) - 1
@@ -301,7 +301,7 @@ class Sampling:
                 sigmas.clone(),  # some samplers write into them: the next candidate would have another schedule
                 denoise_mask=self.latent.get("noise_mask"),
                 callback=on_step,
-                disable_pbar=True,  # the search has one bar of its own
+                disable_pbar=True,  # the search has its own bar
                 seed=self._last_seed if seed == LAST_SEED else seed,
             )
         finally:

@@ -107,7 +107,7 @@ class Trajectories:
     def follow(self, recipes: Sequence[Recipe], callback: Callable | None = None) -> State:
         """A whole trajectory with its jumps, from the noise to the end.
 
-        Items whose jumps are at other levels are sampled in runs of their own, always as part of the whole batch.
+        Items whose jumps are at other levels are sampled in separate runs, always as part of the whole batch.
         """
         kinds = list(dict.fromkeys(map(_levels, recipes)))
         ends = []
@@ -177,8 +177,8 @@ class Trajectories:
     def _scales(self, sigma: float, first: bool = False) -> tuple[float, float]:
         """The shares of image and noise in x at a sigma, as the model's own noise scaling has them.
 
-        first: where sampling begins. From its highest sigma the host takes a little more noise there, in place of the
-        image that it expects to be missing.
+        first: where sampling begins. There, from sigma_max on, ComfyUI scales the noise of models that predict noise by
+        sqrt(1 + sigma^2) (`max_denoise`).
         """
         top = first and sigma >= float(self.model_sampling.sigma_max) * (1 - 1e-5)
         at, one, zero = torch.tensor([sigma], dtype=torch.float64), torch.ones(1).double(), torch.zeros(1).double()

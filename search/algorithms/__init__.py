@@ -1,4 +1,4 @@
-"""The searches: each a small frozen dataclass in a file of its own, called with a run and a seed."""
+"""The algorithms: each a small frozen dataclass in its own file, called with a run and a seed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .zero_order import ZeroOrderSearch
 
 @dataclass(frozen=True)
 class Listed:
-    """A search that users can choose. node: the id of its node, for ever; "" for the one that is used without a node.
-    title: the node's name. searches: whether it looks for anything, unlike one that makes a winner again."""
+    """An algorithm that users can choose. node: the id of its node, for ever; "" for the one that needs no node. title:
+    the node's name. searches: whether it looks for anything, unlike one that makes a winner again."""
 
     kind: type
     title: str
@@ -33,7 +33,7 @@ ALGORITHMS = (
 
 
 def listed(kind: type) -> Listed:
-    """The entry of a search. Raises LookupError where it is not in the list."""
+    """The entry of an algorithm. Raises LookupError where it is not in the list."""
     for entry in ALGORITHMS:
         if entry.kind is kind:
             return entry

@@ -21,7 +21,7 @@ from .random_search import RandomSearch
 from .replay import ReplayRecipe
 
 LOW_CORRELATION = 0.3
-MIN_PAIRS = 4  # finals to speak of a correlation
+MIN_PAIRS = 4  # of drafts and finals, to report a correlation
 MIN_PAIRS_TO_WARN = 6  # with fewer, a low one is easily chance
 
 
@@ -36,7 +36,7 @@ class DraftAndFinal:
     steps, at least 6 (3 where there are fewer than 12). finals 0: the square root of the number of drafts.
 
     Reports the rank correlation between drafts and finals: where it is low, the drafts did not show which noise is
-    better. For samplers that add no noise of their own: with others a draft is another image.
+    better. For samplers that add no noise: with others a draft is another image.
     """
 
     inner: Algorithm = field(default_factory=RandomSearch)
@@ -120,7 +120,7 @@ class DraftAndFinal:
         return [tuple(drafts[rank] for drafts in others) for rank in ranks if rank < len(others[0])]
 
     def _report(self, run: Run) -> None:
-        """Writes down how well the drafts foretold the finals, by the mean over the items of the batch."""
+        """Logs how well the drafts predicted the finals, as the mean over the items of the batch."""
         log = run.log
         log.findings["drafts"] = log.count(DRAFT)
         log.findings["draft_steps"] = self.steps(run.engine.steps)

@@ -146,12 +146,12 @@ class SearchOverPaths:
         return self.paths * begin
 
     def _round(self, level: float, below: float) -> list[Piece]:
-        """One branch of every path."""
+        """The work of one branch of every path."""
         branch: list[Piece] = [Segment(level + self.forward, below), Look(below)]
         return self.paths * branch
 
     def _ending(self, level: float) -> list[Piece]:
-        """Finishing all paths from a level."""
+        """The work of finishing all paths from a level."""
         rest: list[Piece] = [Segment(level, 0.0), Look(0.0)] if level > 0 else []
         return self.paths * rest
 

@@ -26,7 +26,7 @@ class ZeroOrderSearch:
     one is better again.
 
     Candidate j draws from `seed + j`. The sampler's own noise, if any, is the same for all that share a pivot's seed
-    (common random numbers). In a latent batch every item has a pivot of its own.
+    (common random numbers). In a latent batch every item has its own pivot.
     """
 
     neighbours: int = 2

@@ -173,7 +173,7 @@ def test_remade_from_a_picture_it_is_that_picture(demo, shown, monkeypatch):
 
 
 def test_while_it_runs_the_picture_is_that_of_the_best_so_far(demo, shown):
-    """Of a search that goes on, too: candidates that are known come too fast to be shown one by one."""
+    """Also for a search that goes on: candidates that are known come too fast to be shown one by one."""
     log = find(demo).log
     scores = log.scores().tolist()
     better = [index for index, score in enumerate(scores) if score > max(scores[:index], default=-1)]

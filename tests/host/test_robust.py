@@ -326,7 +326,7 @@ def test_after_a_cancel_anywhere_the_next_search_is_whole():
 
 
 class HookError(Exception):
-    """Of a node that is not ours."""
+    """The error of a node that is not ours."""
 
 
 class Hook:

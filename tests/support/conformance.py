@@ -44,7 +44,7 @@ STEADY = ("random", *(name for name in ALGORITHMS if name.startswith("zero-order
 
 
 class Spy:
-    """Passes everything on to an engine, and takes down the recipes of what it answered and what its judges were
+    """Passes everything on to an engine, and records the recipes of what it answered and what its judges were
     asked."""
 
     def __init__(self, engine, answered=None, asked=None):

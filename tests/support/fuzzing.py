@@ -57,7 +57,7 @@ def valid(chance: random.Random) -> dict[str, Any]:
 
 
 def mutated(chance: random.Random, data: Any) -> Any:
-    """The same with one part somewhere inside changed, added, or taken out."""
+    """The input with one part somewhere inside changed, added, or taken out."""
     if isinstance(data, dict) and data and chance.random() < 0.8:
         key, other = chance.choice(sorted(data)), dict(data)
         deed = chance.random()
@@ -97,7 +97,7 @@ def hostile(chance: random.Random) -> str:
 
 
 def recipe_texts(count: int, seed: int) -> Iterator[str]:
-    """So many texts where a recipe is expected: valid ones, mutated ones, random JSON, and worse."""
+    """This many texts where a recipe is expected: valid ones, mutated ones, random JSON, and worse."""
     chance = random.Random(seed)
     for _ in range(count):
         kind = chance.random()
@@ -117,7 +117,7 @@ def recipe_texts(count: int, seed: int) -> Iterator[str]:
 
 
 def workflows(count: int, seed: int, good: dict[str, Any], path: Callable[[dict[str, Any]], Any]) -> Iterator[Any]:
-    """So many workflows like `good`, in which what is at `path` was tampered with, or of no shape at all.
+    """This many workflows like `good`, in which what is at `path` was tampered with, or of no shape at all.
 
     path: gives the part of a workflow that holds what is to be changed, such as `extra`.
     """

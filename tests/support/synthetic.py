@@ -74,7 +74,7 @@ def levels(recipe: Recipe) -> tuple[tuple[float, float], ...]:
 
 
 def deviation(level: float) -> float:
-    """Of x = (1 - level) x0 + level noise, where images are standard normal as well."""
+    """The standard deviation of x = (1 - level) x0 + level noise, where images are standard normal as well."""
     return math.hypot(1 - level, level)
 
 

@@ -71,7 +71,7 @@ def begin(trajectories: Trajectories, seed=SEED) -> State:
 
 
 class Seen:
-    """A SAMPLER that does nothing but to take down what it is given."""
+    """A SAMPLER that does nothing but record what it is given."""
 
     def __init__(self):
         self.x = torch.empty(0)
@@ -83,7 +83,7 @@ class Seen:
 
 
 def shares(name: str, sigma: float) -> tuple[float, float]:
-    """Of image and noise in x at a sigma, as the papers have it."""
+    """The shares of image and noise in x at a sigma, as in the papers."""
     return (1 - sigma, sigma) if name in FLOW else (1.0, sigma)
 
 
