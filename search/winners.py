@@ -32,8 +32,8 @@ class BatchesMix(Exception):
 def render_winners_again(engine: Engine, pool: Pool, strict: bool) -> None:
     """Renders alone what is among the best and was let go or is only remembered, and the best sampled in a batch.
 
-    strict: whether something remembered that is no longer so is a StaleMemory, and a winner that is another alone
-    BatchesMix, or only a warning.
+    strict: raise StaleMemory where something remembered is no longer so, and BatchesMix where a winner differs from the
+    one in its batch; else only warn.
     """
     log = pool.log
     in_batch = pool.to_compare()

@@ -42,7 +42,7 @@ class Descriptor:
 
     id: in the registry and in identities, for ever. kind: the class; one that reads files has classmethods `resolve`
     and `files`, by which ComfyUI's cache learns of a replaced file. node: the node's id, for ever. title, description,
-    aliases: the node's. entry: its files, None where it has none of its own, as those that ask a VLM. computes: what it
+    aliases: the node's. entry: its files, None where it has none, as those that ask a VLM. computes: what it
     makes of its towers' embeddings, for the tooltip of their precision.
     """
 

@@ -79,7 +79,7 @@ class Ask:
 class VLM(Protocol):
     """A model that looks at an image and answers in text.
 
-    name: for people. module: the torch module with the weights, None if it has none of its own that the host should
+    name: for people. module: the torch module with the weights, None if there are none for the host to
     move. The answers come in the order of the questions.
     """
 

@@ -40,9 +40,9 @@ MAX_READ_BYTES = 2**33  # of what is read whole, at about a second for each GB
 class Content:
     """Reads values of any kind into one hash. `where` names the part that is read, for the error.
 
-    Every value has a digest, which goes into that of what it is part of; an object that is met again has the one that
-    it had. before: what was read before a search, to learn what the search left behind. changed: where that was, since
-    the last search, put in its place by somebody else.
+    Every value has a digest, which goes into that of what it is part of; an object that is met again keeps its
+    digest. before: what was read before a search, to learn what the search left behind. changed: where somebody else
+    has replaced what the last search left.
     """
 
     def __init__(self, before: Content | None = None) -> None:
@@ -194,7 +194,7 @@ class Content:
             self.hash.update(shown[name])
 
     def _forget(self, where: str) -> None:
-        """What was found there does not count."""
+        """Drops what was found there: it does not count."""
         for place in [place for place in self.places if place == where or place.startswith(f"{where}.")]:
             del self.places[place]
 

@@ -48,8 +48,8 @@ class Remembered:
             self._see_what_is_left(content)
 
     def set_aside(self, why: Exception) -> bool:
-        """Sets aside what no longer fits. Whether a search made anew may still use the rest; if not, nothing was there
-        but what this search had scored itself."""
+        """Sets aside what no longer fits. Returns whether a search made anew may still use the rest; if not, nothing
+        was there but what this search had scored itself."""
         assert self.memory is not None
         count = self.memory.set_aside()
         text = f"What was remembered of this search no longer fits ({why}): "

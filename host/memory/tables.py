@@ -98,7 +98,7 @@ def _upgrade(connection: sqlite3.Connection) -> None:
 
 
 def _with_patience(connection: sqlite3.Connection, work: Callable[[], None]) -> None:
-    """Does what another server may be doing at this moment."""
+    """Does some work, waiting while another server is at it. Raises sqlite3.OperationalError if that takes too long."""
     patience = time.monotonic() + BUSY_SECONDS
     while True:
         try:

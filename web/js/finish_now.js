@@ -92,7 +92,7 @@ export async function finishAll() {
   }
 }
 
-/** Adds the button to a new search node. It has a row of its own all the time, so that the node keeps its size. */
+/** Adds the button to a new search node. It always has its own row, so that the node keeps its size. */
 export function addFinishButton(node) {
   const button = document.createElement("button");
   button.type = "button";

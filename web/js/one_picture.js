@@ -1,5 +1,5 @@
 // A search node has one picture: while it runs the best so far, afterwards its result. Nodes 2.0 shows previews below the
-// node's output, so the winner twice, and in the next run the best so far below the winner of before.
+// node's output, so the winner twice, and in the next run the best so far below the last winner.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { nodeOf } from "./finish_now.js";
