@@ -1,7 +1,8 @@
 """Every name of ComfyUI, and of packs, that decides something here: the one file to read for a new ComfyUI.
 
 What can be found out is not in it (samplers are tried, sockets are asked for their types). Needs no ComfyUI itself:
-classes are given by name. tests/host/test_known.py says which nodes, options and classes of a ComfyUI are new, or gone.
+classes are given by name. tests/host/test_known.py says which nodes of a ComfyUI are new and which classes are gone,
+tests/host/memory/test_machine.py which options are new.
 """
 
 from __future__ import annotations

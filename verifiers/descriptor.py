@@ -42,8 +42,9 @@ class Descriptor:
 
     id: in the registry and in identities, for ever. kind: the class; one that reads files has classmethods `resolve`
     and `files`, by which ComfyUI's cache learns of a replaced file. node: the node's id, for ever. title, description,
-    aliases: the node's. entry: its files, None where it has none, as those that ask a VLM. computes: what it
-    makes of its towers' embeddings, for the tooltip of their precision.
+    aliases: the node's. entry: its files, None where it has none, as those that ask a VLM; reads: what it judges by
+    then, a sentence for the documentation. computes: what it makes of its towers' embeddings, for the tooltip of their
+    precision.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Descriptor:
     aliases: tuple[str, ...]
     entry: Entry | None = None
     computes: str = "similarity"
+    reads: str = ""
 
     def __post_init__(self) -> None:
         for name in ("id", "node", "title", "description", "aliases", "computes"):
@@ -63,6 +65,11 @@ class Descriptor:
             raise ValueError(f"the node of verifier {self.id!r} must be called NoiseSearch..., not {self.node!r}")
         if not self.description.startswith("Verifier: "):
             raise ValueError(f"the description of verifier {self.id!r} must begin with 'Verifier: '")
+        if bool(self.entry) == bool(self.reads):
+            raise ValueError(
+                f"the descriptor of verifier {self.id!r} needs either `entry`, its files, or `reads`, a sentence on "
+                "what it judges by instead"
+            )
         for name in ("resolve", "files") if self.entry else ():
             if not callable(getattr(self.kind, name, None)):
                 raise ValueError(f"{self.kind.__name__} must say by `{name}` which files it reads: see Descriptor")

@@ -39,10 +39,7 @@ def describe(name: str) -> Descriptor:
 
 def files_table() -> str:
     """What to get for each verifier, as the table in docs/verifiers.md."""
-    rows = [
-        f"| {one.title} | {f'{one.entry.files}.' if one.entry else 'It asks a vision-language model.'} |"
-        for one in DESCRIPTORS.values()
-    ]
+    rows = [f"| {one.title} | {f'{one.entry.files}.' if one.entry else one.reads} |" for one in DESCRIPTORS.values()]
     return "\n".join(["| verifier | files |", "| --- | --- |", *rows])
 
 

@@ -381,6 +381,7 @@ def _check(name: str, images: torch.Tensor, prompts: Sequence[str]) -> None:
         raise VerifierError(f"{name} judges an image by its prompt, and the prompt is empty: write one")
 
 
+ASKS = "It asks a vision-language model."
 VQA_SCORE = Descriptor(
     id="vqa_score",
     kind=VQAScore,
@@ -388,6 +389,7 @@ VQA_SCORE = Descriptor(
     title="VQA Score",
     description="Verifier: how sure a vision-language model is that the image shows the prompt.",
     aliases=("verifier", "vqascore", "vlm", "prompt alignment", "yes no"),
+    reads=ASKS,
 )
 GRADER = Descriptor(
     id="vlm_grader",
@@ -397,4 +399,5 @@ GRADER = Descriptor(
     description="Verifier: a vision-language model grades the image from 0 to 10, in five respects and overall. The "
     "overall grade decides, the others are reported.",
     aliases=("verifier", "llm grader", "vlm", "judge", "rate"),
+    reads=ASKS,
 )

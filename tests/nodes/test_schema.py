@@ -6,6 +6,7 @@ After appending an input or a node, write the snapshot anew with NOISE_SEARCH_UP
 import asyncio
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,17 +55,26 @@ def nodes():
     return {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
 
 
+@pytest.mark.complete
 def test_the_schema_is_the_snapshot(nodes):
-    now = {node_id: describe(node) for node_id, node in nodes.items()}
+    now = json.loads(json.dumps({node_id: describe(node) for node_id, node in nodes.items()}))
+    promised = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     if os.environ.get("NOISE_SEARCH_UPDATE_SCHEMA"):
-        SNAPSHOT.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-    assert json.loads(json.dumps(now)) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+        known = [node_id for node_id in promised if node_id in now]  # a new node comes last, whatever NODES says
+        promised = {node_id: now[node_id] for node_id in dict.fromkeys([*known, *now])}
+        SNAPSHOT.write_text(json.dumps(promised, indent=1) + "\n", encoding="utf-8")
+    changed = {node_id for node_id in {*now, *promised} if now.get(node_id) != promised.get(node_id)}
+    assert changed == set(), (
+        "is anything gone, renamed or moved? If not, NOISE_SEARCH_UPDATE_SCHEMA=1 writes tests/nodes/schema.json anew"
+    )
 
 
+@pytest.mark.complete
 def test_every_node_says_what_it_is_for(nodes):
     assert [node_id for node_id, node in nodes.items() if not node.define_schema().description] == []
 
 
+@pytest.mark.complete
 def test_every_socket_and_widget_has_a_tooltip(nodes):
     missing = [
         (node_id, item.id or item.display_name)
@@ -72,7 +82,7 @@ def test_every_socket_and_widget_has_a_tooltip(nodes):
         for item in [*node.define_schema().inputs, *node.define_schema().outputs]
         if not item.tooltip
     ]
-    assert missing == []
+    assert missing == [], f"give each of these a tooltip: {missing}"
 
 
 def test_ids_carry_the_packs_prefix(nodes):
@@ -96,24 +106,38 @@ def first_column(page: str, heading: str) -> list[str]:
     return [row.split("|")[1].strip() for row in rows if row.startswith("| ")][1:]
 
 
+def lacking_and_other(wanted, told) -> tuple[list[str], list[str]]:
+    return sorted((Counter(wanted) - Counter(told)).elements()), sorted((Counter(told) - Counter(wanted)).elements())
+
+
+@pytest.mark.complete
 def test_the_readme_lists_every_node_and_no_other(nodes):
     told = [name for cell in first_column("README.md", "Nodes") for name in cell.split(", ")]
-    assert sorted(told) == sorted(node.define_schema().display_name for node in nodes.values())
+    names = [node.define_schema().display_name for node in nodes.values()]
+    lacking, other = lacking_and_other(names, told)
+    assert (lacking, other) == ([], []), f"the table Nodes of README.md lacks {lacking}, and has the unknown {other}"
 
 
+@pytest.mark.complete
 def test_the_map_lists_every_node_and_no_other(nodes):
-    assert sorted(first_column("docs/architecture.md", "Nodes")) == sorted(f"`{node_id}`" for node_id in nodes)
+    told = first_column("docs/architecture.md", "Nodes")
+    lacking, other = lacking_and_other([f"`{node_id}`" for node_id in nodes], told)
+    assert (lacking, other) == ([], []), f"the table Nodes of docs/architecture.md lacks {lacking}, and has {other}"
 
 
+@pytest.mark.complete
 def test_every_search_has_its_node_and_every_node_of_a_search_is_listed(nodes):
     giving = {
         node_id
         for node_id, node in nodes.items()
         if any(item.io_type == "NOISE_SEARCH_SEARCH" for item in node.define_schema().outputs)
     }
-    assert giving == {entry.node for entry in ALGORITHMS} - {""}
+    listed = {entry.node for entry in ALGORITHMS} - {""}
+    assert listed - giving == set(), "searches without a node: see NODES in nodes/searches.py"
+    assert giving - listed == set(), "nodes whose search is not in search/algorithms/__init__.py"
 
 
+@pytest.mark.complete
 def test_the_search_input_names_every_search(nodes):
     [tooltip] = {
         item.tooltip
@@ -124,6 +148,8 @@ def test_the_search_input_names_every_search(nodes):
     assert [entry.title for entry in ALGORITHMS if entry.title not in tooltip] == []
 
 
+@pytest.mark.complete
 def test_every_node_has_a_help_page(nodes):
     docs = ROOT / "web" / "docs"
-    assert [node_id for node_id in nodes if not (docs / f"{node_id}.md").is_file()] == []
+    missing = [f"web/docs/{node_id}.md" for node_id in nodes if not (docs / f"{node_id}.md").is_file()]
+    assert missing == [], f"write {missing}"

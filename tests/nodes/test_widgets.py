@@ -64,6 +64,14 @@ def reaches(node: str, *inputs: str):
     return register
 
 
+@pytest.mark.complete
+def test_every_input_has_a_check():
+    lacking = [one for one in INPUTS if one not in CHECKS]
+    assert lacking == [], (
+        f"nobody has seen these inputs to reach anything: write a check of each, with @reaches: {lacking}"
+    )
+
+
 @pytest.mark.parametrize(("node", "name"), INPUTS, ids=["-".join(one) for one in INPUTS])
 def test_it_reaches_what_it_is_for(node, name, request):
     check = CHECKS.get((node, name))

@@ -26,9 +26,11 @@ SEARCHES = {
 }
 
 
+@pytest.mark.complete
 def test_every_search_in_the_list_runs_on_a_server():
     run = {nodes["how"]["class_type"] for nodes in SEARCHES.values()}
-    assert {entry.node for entry in ALGORITHMS if entry.node and entry.searches} == run
+    lacking = {entry.node for entry in ALGORITHMS if entry.node and entry.searches} - run
+    assert lacking == set(), "add the node of each to SEARCHES in this file"
 
 
 def wired(prompt, search=None, **budget):

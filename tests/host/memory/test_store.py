@@ -121,6 +121,7 @@ def test_a_larger_search_goes_on_from_a_smaller(store, find, algorithm):
     assert larger.log.recalled
 
 
+@pytest.mark.complete
 def test_there_is_a_file_of_every_version(find, tmp_path):
     missing = [version for version in VERSIONS if not file_of(version).is_file()]
     if os.environ.get("NOISE_SEARCH_UPDATE_STORE") and missing == [VERSIONS[-1]]:
