@@ -139,6 +139,15 @@ class Ledger:
         finally:
             self.set_apart(kind, work.cost)
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Keeps what is pending out of the answers in its block: that belongs to candidates under way."""
+        others = self.answer()
+        try:
+            yield
+        finally:
+            self.pending = self.pending + others
+
     # For whoever decides what becomes of it
 
     def charge(self, cost: Cost) -> None:

@@ -209,7 +209,8 @@ class RememberingEngine:
 
     def _look_again(self, make: Callable[[T], Rendered], of: T) -> Mapping[int, Sequence[Any]]:
         """What judges that compare keep of a candidate that is known: that is not stored, so it is made once more."""
-        made = make(of)
+        with self.ledger.beside():
+            made = make(of)
         self.ledger.book(SEEN_AGAIN, made.cost)
         if made.error is not None:
             raise ValueError(f"a candidate, when it was made again to be compared: {made.error}")

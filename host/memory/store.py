@@ -40,6 +40,7 @@ LOG_PAGES = 256  # that SQLite writes beside the file before it takes them over
 REOPENINGS = 3  # in one search: some network drives give a file another number each time
 SMALLEST_MB, LARGEST_MB = 16, 1_000_000
 MAX_LISTED = 500  # searches listed
+MAX_NAMED = 100  # candidates in one question to SQLite, which older ones limit to 999 values in all
 TOGETHER_FIELD = 6  # where an unwritten entry says whether it was sampled in a batch
 
 T = TypeVar("T")
@@ -360,10 +361,14 @@ class StoredMemory:
 
     def _comparisons(self, works: Sequence[str], judge: str, question: str) -> list[Comparison]:
         named = {_digest(work): work for work in works}
+        # By SQLite's index where they are few: thousands of answers are there, and two candidates are asked for.
+        few = list(named) if len(named) <= MAX_NAMED else []
+        among = f"({', '.join('?' * len(few))})"
+        only = f"AND first IN {among} AND second IN {among} " if few else ""
         rows = self._connection.execute(
             "SELECT first, second, answer, made FROM comparisons WHERE judge = ? AND question = ? "
-            "AND search = (SELECT id FROM searches WHERE key = ?) ORDER BY made, rowid",
-            (_storable(judge), _storable(question), self.key),
+            f"AND search = (SELECT id FROM searches WHERE key = ?) {only}ORDER BY made, rowid",
+            (_storable(judge), _storable(question), self.key, *few, *few),
         )
         found = []
         for first, second, answer, made in rows.fetchall():

@@ -9,13 +9,13 @@ from noise_search.search.algorithms.paths import SearchOverPaths
 from noise_search.search.algorithms.random_search import RandomSearch
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch
 from noise_search.search.budget import Budget
-from noise_search.search.ledger import RESUMED_PATHS
+from noise_search.search.ledger import RESUMED_PATHS, SEEN_AGAIN, Cost
 from noise_search.search.log import Pool, SearchLog
 from noise_search.search.recipe import Recipe
 from noise_search.search.remember import Notes, RememberingEngine
 from noise_search.search.run import search
 from noise_search.search.winners import StaleMemory
-from synthetic import SyntheticEngine
+from synthetic import Nearness, SyntheticEngine
 
 ALGORITHMS = {
     "random": RandomSearch(),
@@ -116,6 +116,18 @@ def test_states_that_are_made_again_count_as_extra():
     log = run(ALGORITHMS["paths"], engine).log
     assert log.ledger.extra.keys() == {RESUMED_PATHS}
     assert 0 < log.extra_nfe == below.evaluated[0] - (log.nfe - log.extra_nfe - broken.evaluated[0])
+
+
+def test_a_look_at_a_known_path_leaves_alone_what_others_took():
+    """An engine that samples several candidates ahead is asked for it between their answers."""
+    notes = Notes()
+    for engine in (RememberingEngine(SyntheticEngine(Nearness()), notes) for _ in range(2)):
+        seen = engine.score(engine.denoise(engine.start((Recipe.from_seed(1),)), 0.5))
+    assert seen.recalled
+    engine.ledger.spend(Cost(30, {"sample": 1.5}))
+    seen.looks()
+    assert {kind: cost.nfe for kind, cost in engine.ledger.extra.items()} == {RESUMED_PATHS: 5, SEEN_AGAIN: 1}
+    assert engine.ledger.pending.nfe == 30 and engine.ledger.pending.seconds == pytest.approx(1.5)
 
 
 def test_candidates_that_failed_are_tried_again():

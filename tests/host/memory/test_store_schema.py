@@ -241,6 +241,29 @@ def test_a_comparison_comes_back_as_it_was_and_only_to_its_judge_question_and_se
         assert memory.comparisons(["a", "b"], "a person", "Which is better?") == []
 
 
+def test_an_answer_is_found_among_thousands_as_among_a_few(store, monkeypatch):
+    with store.memory("key") as memory:
+        monkeypatch.setattr(memory, "_write", lambda: None)  # all at once, further down
+
+        def looked_at():
+            """How many steps SQLite takes to find one answer."""
+            steps = []
+            memory.connection.set_progress_handler(lambda: steps.append(1) and None, 1)
+            assert [one.answer for one in memory.comparisons(["a 0", "b 0"], "a person", "Which is better?")] == [0.25]
+            memory.connection.set_progress_handler(None, 0)
+            return len(steps)
+
+        counts = []
+        for indices in (range(3), range(3, 3000)):
+            for index in indices:
+                memory.keep_comparison(compared(f"a {index}", f"b {index}", 0.25))
+            type(memory)._write(memory)
+            counts.append(looked_at())
+        assert 0 < counts[1] < 2 * counts[0]
+        works = [f"{side} {index}" for side in "ab" for index in range(3000)]
+        assert len(memory.comparisons(works, "a person", "Which is better?")) == 3000
+
+
 def test_a_comparison_takes_any_text_and_no_nonsense(store):
     with store.memory("key") as memory:
         memory.keep_comparison(one := compared("a", "b", judge="half \ud83d", question="of \ud83d it"))
