@@ -233,7 +233,7 @@ class TestInComfyUI:
         grey = pictures[..., :1]
         assert torch.equal(hosted.score(grey, "a"), hosted.score(grey.repeat(1, 1, 1, 3), "a"))
         pictures[1, 0, 0, 0] = float("nan")
-        with pytest.raises(ValueError, match="image 2 of 2 contains NaN"):
+        with pytest.raises(ValueError, match="image 2 of 2 has pixels that are not numbers"):
             hosted.score(pictures, "a")
 
     def test_with_no_file_the_error_says_where_to_put_which(self, models, checkpoint):

@@ -495,11 +495,11 @@ class TestWithTheHostsNodes:
         assert self.find(**all_nodes(dynprompt)) == "a cat"
 
     def test_outputs_and_inputs_have_the_names_that_comfyui_gives_them(self):
-        from noise_search.host.graph.prompt_text import host_input_types, host_is_own, host_output_names
+        from noise_search.host.graph.classes import input_types, is_own, output_names
 
-        assert host_output_names("CLIPTextEncode") == ["CONDITIONING"]
-        assert host_output_names("CheckpointLoaderSimple") == ["MODEL", "CLIP", "VAE"]
-        assert host_output_names("of no pack") == [] and host_input_types("of no pack") == {}
-        types = host_input_types("KSampler")
+        assert output_names("CLIPTextEncode") == ["CONDITIONING"]
+        assert output_names("CheckpointLoaderSimple") == ["MODEL", "CLIP", "VAE"]
+        assert output_names("of no pack") == [] and input_types("of no pack") == {}
+        types = input_types("KSampler")
         assert (types["model"], types["seed"], types["sampler_name"]) == ("MODEL", "INT", "COMBO")
-        assert host_is_own("KSampler") and not host_is_own("of no pack")
+        assert is_own("KSampler") and not is_own("of no pack")
