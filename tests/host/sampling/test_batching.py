@@ -578,7 +578,7 @@ def test_noise_that_a_sampler_draws_without_saying_so_is_found_before_the_first_
 
 def unseen(monkeypatch) -> None:
     """Nothing is found in the trial."""
-    monkeypatch.setattr(batching._Trial, "apart", lambda self: 0.0)
+    monkeypatch.setattr(batching._Trial, "distance", lambda self: 0.0)
 
 
 @pytest.mark.parametrize("name", ["random", "zero-order", "drafts, random"])
