@@ -16,7 +16,8 @@ pytest.importorskip("comfy")
 import comfy.model_management as mm
 import comfy.patcher_extension
 import comfy.samplers
-from any_model import AnyVae, setup_of
+from any_model import AnyVae, FineContrast, setup_of
+from cancelling import cancel_at_call
 from noise_search.host.graph.graph import Graph
 from noise_search.host.sampling.batching import TRIAL_ROWS
 from noise_search.host.sampling.engine import Options
@@ -40,17 +41,6 @@ ALGORITHMS = {
     "drafts": DraftAndFinal(draft_steps=2),
     "drafts, zero-order": DraftAndFinal(ZeroOrderSearch(neighbours=3), draft_steps=2),
 }
-
-
-class Contrast:
-    """A verifier without weights: how far apart the pixels are."""
-
-    members = ("contrast",)
-    needs_prompt = False
-    usual_range = (0.0, 0.05)
-
-    def score(self, images, prompts):
-        return images.float().std(dim=(1, 2, 3)).reshape(-1, 1).cpu()
 
 
 class Failing:
@@ -83,7 +73,7 @@ def make(model=None, sampler="euler") -> Sampling:
 def run(sampling=None, batch_size=1, algorithm=None, vae=None, verifier=None, drop_bad=False, candidates=CANDIDATES):
     sampling = sampling or make()
     return search(
-        lambda: sampling, vae or AnyVae(), verifier or Contrast(), SEED, candidates, "", 1, Graph(), "positive",
+        lambda: sampling, vae or AnyVae(), verifier or FineContrast(), SEED, candidates, "", 1, Graph(), "positive",
         algorithm, options=Options(batch_size), drop_bad=drop_bad,
     )  # fmt: skip
 
@@ -202,7 +192,7 @@ def test_without_memory_decoding_is_done_once_more(unloads):
 
 
 def test_without_memory_scoring_is_done_once_more(unloads):
-    verifier = Contrast()
+    verifier = FineContrast()
     verifier.score = Failing(verifier.score, no_memory(), 2)
     assert_equal(run(verifier=verifier), run())
     assert len(unloads) == 1
@@ -210,7 +200,7 @@ def test_without_memory_scoring_is_done_once_more(unloads):
 
 @pytest.mark.parametrize("part", ["decode", "score"])
 def test_without_memory_twice_decoding_and_scoring_raise(part):
-    vae, verifier = AnyVae(), Contrast()
+    vae, verifier = AnyVae(), FineContrast()
     of = {"decode": vae, "score": verifier}[part]
     setattr(of, part, Failing(getattr(of, part), no_memory(), 2, 3))
     with pytest.raises(torch.cuda.OutOfMemoryError) as raised:
@@ -242,20 +232,6 @@ def test_what_counts_as_running_out_of_memory(error, known):
 # Cancel
 
 
-def cancelled_at(sampling, call) -> list[int]:
-    """Presses Cancel within the model call number `call`."""
-    calls, predict = [], sampling.guider.predict_noise
-
-    def predict_noise(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            mm.interrupt_current_processing(True)
-        return predict(*args, **kwargs)
-
-    sampling.guider.predict_noise = predict_noise
-    return calls
-
-
 PHASES = {  # of a search in batches: the number of a model call
     "stock": 2,
     "the last step of stock": STEPS,
@@ -270,7 +246,7 @@ PHASES = {  # of a search in batches: the number of a model call
 @pytest.mark.parametrize("phase", PHASES)
 def test_cancel_in_a_batched_search_stops_before_the_next_model_call(phase):
     sampling = make()
-    calls = cancelled_at(sampling, PHASES[phase])
+    calls = cancel_at_call(sampling, PHASES[phase])
     with pytest.raises(mm.InterruptProcessingException):
         run(sampling, BATCH)
     assert len(calls) == PHASES[phase]
@@ -293,7 +269,7 @@ class PressesCancel:
 @pytest.mark.parametrize("part", ["decode", "score"])
 @pytest.mark.parametrize("batch_size", [1, BATCH])
 def test_cancel_while_decoding_or_scoring_stops_before_the_next_model_call(part, batch_size):
-    vae, verifier, sampling = AnyVae(), Contrast(), make()
+    vae, verifier, sampling = AnyVae(), FineContrast(), make()
     of = {"decode": vae, "score": verifier}[part]
     setattr(of, part, PressesCancel(getattr(of, part), at=3))
     rows = rows_of(sampling)
@@ -309,7 +285,7 @@ def test_after_a_cancel_anywhere_the_next_search_is_whole():
     for _ in range(30):
         batch_size, algorithm = chance.choice([1, BATCH]), chance.choice(list(ALGORITHMS.values()))
         sampling = make()
-        calls = cancelled_at(sampling, call := chance.randint(1, 12))
+        calls = cancel_at_call(sampling, call := chance.randint(1, 12))
         with pytest.raises(mm.InterruptProcessingException):
             run(sampling, batch_size, algorithm)
         assert len(calls) == call
@@ -536,7 +512,7 @@ def test_a_winner_that_is_broken_alone_is_an_error_that_says_so():
         last = float(args["timestep"].max()) < 0.8
         return out * float("nan") if last and finished and len(args["input"]) <= 2 else out
 
-    class Watching(Contrast):
+    class Watching(FineContrast):
         def score(self, images, prompts):
             finished.extend([1] if scored else [])
             scored.append(1)
@@ -566,7 +542,7 @@ def a_round() -> None:
     run(batch_size=2, candidates=few)
     sampling = make()
     predict = sampling.guider.predict_noise
-    cancelled_at(sampling, STEPS + 6)
+    cancel_at_call(sampling, STEPS + 6)
     with pytest.raises(mm.InterruptProcessingException):
         run(sampling, 2, candidates=few)
     sampling.guider.predict_noise = Failing(predict, HookError("no"), *range(7, 100))

@@ -151,5 +151,6 @@ def test_a_search_made_anew_keeps_what_will_be_charged_again():
 
 
 def test_a_shared_run_is_shared_in_whole_evaluations():
-    assert cost(49, 4.9).shared(49).nfe == 1
+    assert cost(98, 4.9).shared(49).nfe == 2
+    assert cost(100).shared(49).nfe == 2
     assert cost(8, 2.0).shared(4) == cost(2, 0.5)

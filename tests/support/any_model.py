@@ -282,3 +282,9 @@ class Contrast:
 
     def score(self, images, prompts):
         return images.float().std(dim=(1, 2, 3)).reshape(-1, 1).cpu()
+
+
+class FineContrast(Contrast):
+    """For pictures that hardly differ."""
+
+    usual_range = (0.0, 0.05)

@@ -384,18 +384,6 @@ class TestInComfyUI:
             load("clip_score", "ImageReward/ImageReward.pt")
         assert kept.patcher is not None
 
-    def test_nan_is_refused_and_grey_and_transparent_are_read_as_rgb(self, checkpoint):
-        from noise_search.host.judging.hosted import load
-
-        hosted, pictures = load("imagereward", "ImageReward/ImageReward.pt"), tiny_clips.images(2, 40, 32)
-        transparent = torch.cat([pictures, torch.rand(2, 40, 32, 1)], dim=-1)
-        assert torch.equal(hosted.score(transparent, "a"), hosted.score(pictures, "a"))
-        grey = pictures[..., :1]
-        assert torch.equal(hosted.score(grey, "a"), hosted.score(grey.repeat(1, 1, 1, 3), "a"))
-        pictures[1, 0, 0, 0] = float("nan")
-        with pytest.raises(ValueError, match="image 2 of 2 has pixels that are not numbers"):
-            hosted.score(pictures, "a")
-
     def test_a_failed_load_leaves_nothing(self, checkpoint):
         import comfy.model_management as mm
         from noise_search.host.judging import hosted as hosting

@@ -18,7 +18,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import tiny_models
-from any_model import AnyVae, HintVae, setup_of
+from any_model import AnyVae, FineContrast, HintVae, setup_of
 from comfy_extras import nodes_easycache, nodes_mahiro, nodes_perpneg, nodes_slg, nodes_video_model
 from noise_search.host.graph import finish
 from noise_search.host.graph.graph import Graph
@@ -79,17 +79,6 @@ def warnings(caplog):
     return lambda: [record.getMessage() for record in caplog.records if "Noise Search" in record.getMessage()]
 
 
-class Contrast:
-    """A verifier without weights: how far apart the pixels are."""
-
-    members = ("contrast",)
-    needs_prompt = False
-    usual_range = (0.0, 0.05)
-
-    def score(self, images, prompts):
-        return images.float().std(dim=(1, 2, 3)).reshape(-1, 1).cpu()
-
-
 def empty(batch: int = 1) -> dict:
     return {"samples": torch.zeros(batch, 16, 8, 8)}
 
@@ -135,7 +124,7 @@ def stock(demo, seed, sampler="euler", latent=None, model=None) -> torch.Tensor:
 
 def run(sampling, verifier=None, candidates=7, batch_size=3, algorithm=None, seed=SEED, top_k=1, vae=None):
     return search(
-        lambda: sampling, vae or AnyVae(), verifier or Contrast(), seed, candidates, "", top_k, Graph(), "positive",
+        lambda: sampling, vae or AnyVae(), verifier or FineContrast(), seed, candidates, "", top_k, Graph(), "positive",
         algorithm, options=Options(batch_size),
     )  # fmt: skip
 
@@ -356,7 +345,7 @@ def test_the_trial_and_the_second_renders_are_extra(demo):
 
 
 def test_only_what_was_sampled_in_a_batch_is_rendered_again(demo):
-    class LikesStock(Contrast):
+    class LikesStock(FineContrast):
         """The first image that it sees, and what is like it."""
 
         first = None
@@ -598,7 +587,7 @@ def test_what_the_trial_missed_is_found_at_the_end_and_the_search_made_again(dem
 
 @pytest.mark.parametrize(("size", "found"), [(0.02, True), (0.004, False)])
 def test_a_difference_that_no_verifier_sees_sends_the_search_back_too(demo, monkeypatch, size, found):
-    class Indifferent(Contrast):
+    class Indifferent(FineContrast):
         def score(self, images, prompts):
             return torch.zeros(1, 1)
 
@@ -617,7 +606,7 @@ def test_a_difference_that_no_verifier_sees_sends_the_search_back_too(demo, monk
 
 
 def test_asked_to_finish_the_search_is_not_made_again_but_warns(demo, monkeypatch):
-    class Impatient(Contrast):
+    class Impatient(FineContrast):
         """Likes the latest most, and has seen enough after two batches."""
 
         seen = 0
@@ -662,7 +651,7 @@ def test_a_cache_that_skips_steps_gets_no_batches(demo, monkeypatch, late):
 
 @pytest.mark.parametrize(("usual", "warned"), [((0.0, 1e-7), True), ((0.0, 100.0), False)])
 def test_the_verifiers_usual_range_says_what_a_difference_is(demo, usual, warned):
-    verifier = Contrast()
+    verifier = FineContrast()
     verifier.usual_range = usual
     log = run(sampling_of(demo), verifier).log
     assert bool([text for text in log.warnings if "alone than in its batch" in text]) == warned
@@ -797,7 +786,7 @@ def test_conditioning_and_sigmas_are_prepared_once(demo, monkeypatch):
     calculate = comfy.samplers.calculate_sigmas
     monkeypatch.setattr(comfy.samplers, "calculate_sigmas", lambda *args: calls.append("sigmas") or calculate(*args))
     search(
-        lambda: sampling_of(demo), AnyVae(), Contrast(), SEED, 7, "", 1, Graph(), "positive", options=Options(4)
+        lambda: sampling_of(demo), AnyVae(), FineContrast(), SEED, 7, "", 1, Graph(), "positive", options=Options(4)
     )  # fmt: skip
     assert sorted(calls) == ["conditioning", "conditioning", "sigmas"]  # positive and negative
 
@@ -884,4 +873,4 @@ def test_networks_that_fit_together_are_not_swapped(demo, small_card, monkeypatc
     assert engines.must_swap(*networks)
     monkeypatch.setattr(mm, "get_total_memory", lambda *args, **kwargs: 2**40)
     assert not engines.must_swap(*networks)
-    assert not engines.must_swap(demo.model, object(), Contrast())
+    assert not engines.must_swap(demo.model, object(), FineContrast())
