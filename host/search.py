@@ -67,9 +67,9 @@ def run_node(
         lambda before: read_search(sampling, vae, judges, told.text, options.frames, host_info(), files(), before),
         notes=notes,
     )
-    with finishable(graph.node_id) as finish:
+    with finishable(graph) as finish:
         attempts = Attempts(
-            sampling, vae, judges, told.text, told.source, seed, top_k, graph.node_id, options, drop_bad, finish,
+            sampling, vae, judges, told.text, told.source, seed, top_k, graph.user_id, options, drop_bad, finish,
             remembered, notes,
         )  # fmt: skip
         try:
@@ -81,10 +81,10 @@ def run_node(
                     wanted = top_k if graph.uses("top_images") else 1
                     pool = made_again(winners, wanted, candidates, sampling, attempts.run, notes)
         except BaseException as error:  # ComfyUI will say that the job failed
-            send_text(remembered.what_is_left(error), graph.node_id)
+            send_text(remembered.what_is_left(error), graph.user_id)
             raise
     if pool.log.ended_early:
-        ended_early(graph.node_id)
+        ended_early(graph)
     pool.log.warnings += remembered.all_notes()
     for warning in pool.log.warnings:
         log_to_console.warning("Noise Search: %s", warning)

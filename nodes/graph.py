@@ -100,7 +100,7 @@ class VerifierScore(types.Node):
         notes = system_text_notes(told, judges)
         scores = score_images(image, judges, [one.text for one in told], notes)
         text = scores.summary()
-        send_text(text, graph.node_id)
+        send_text(text, graph.user_id)
         batches = [ui.PreviewImage(in_colour(batch), cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]
         shown = {"images": [entry for batch in batches for entry in batch], "text": [text]}
         return io.NodeOutput(scores, scores.flat(), ui=shown)

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_running: dict[threading.Event, str | None] = {}  # searches under way, and the nodes that run them
+from .graph import Graph
+
+_running: dict[threading.Event, Graph] = {}  # searches under way, and the nodes that run them
 _early: Counter[str] = Counter()  # by node: how often a search of its ended early
 
 
 @contextmanager
-def finishable(node_id: str | None) -> Iterator[Callable[[], bool]]:
+def finishable(graph: Graph) -> Iterator[Callable[[], bool]]:
     """Lets `finish` reach the search in this block. Gives the question whether it was asked to end."""
     asked = threading.Event()
-    _running[asked] = node_id
+    _running[asked] = graph
     try:
         yield asked.is_set
     finally:
@@ -24,19 +26,19 @@ def finishable(node_id: str | None) -> Iterator[Callable[[], bool]]:
 
 
 def finish(node_id: str | None = None) -> list[str]:
-    """Asks a node's search, or all of them, to end after the candidate under way. Returns the ids it reached."""
+    """Asks a node's search, or all of them, to end after the candidate under way. Returns the nodes that it reached, by
+    the ids that the user knows."""
     reached = []
-    for asked, runs_in in list(_running.items()):
-        if runs_in is not None and node_id in (None, runs_in):
+    for asked, graph in list(_running.items()):
+        if graph.user_id is not None and node_id in (None, graph.user_id, graph.node_id):
             asked.set()
-            reached.append(runs_in)
+            reached.append(graph.user_id)
     return reached
 
 
-def ended_early(node_id: str | None) -> None:
+def ended_early(graph: Graph) -> None:
     """Marks the node's cached result as incomplete, so that queueing it again resumes the search."""
-    if node_id is not None:
-        _early[node_id] += 1
+    _early.update({str(node_id) for node_id in (graph.node_id, graph.user_id) if node_id is not None})
 
 
 def fingerprint(hidden: Any) -> int:

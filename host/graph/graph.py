@@ -15,22 +15,34 @@ from .links import is_link
 
 @dataclass(frozen=True)
 class Graph:
-    """Where in the user's graph a node runs: what ComfyUI hands over as hidden inputs."""
+    """Where in the user's graph a node runs: what ComfyUI hands over as hidden inputs.
+
+    node_id: in what is executed. display_id: in the user's workflow, where it is another one because node expansion put
+    the node there; what the user sees and what is kept goes by `user_id`.
+    """
 
     node_id: str | None = None
     prompt: Mapping[str, Any] | None = None
     extra_pnginfo: dict[str, Any] | None = None
+    display_id: str | None = None
 
     @classmethod
     def of(cls, hidden: Any) -> Graph:
         if hidden is None:  # outside an execution
             return cls()
-        return cls(hidden.unique_id, all_nodes(hidden.dynprompt), getattr(hidden, "extra_pnginfo", None))
+        node_id, dynprompt = hidden.unique_id, hidden.dynprompt
+        extra = getattr(hidden, "extra_pnginfo", None)
+        return cls(node_id, all_nodes(dynprompt), extra, dynprompt.get_display_node_id(node_id))
+
+    @property
+    def user_id(self) -> str | None:
+        """The node that the user knows: progress, texts, Finish now and saved pictures are of this one."""
+        return self.node_id if self.display_id is None else self.display_id
 
     @property
     def runs(self) -> list[Any]:
         """What this node wrote into the metadata so far, an entry for each time that it ran in this prompt."""
-        runs = self.searches.get(self.node_id)
+        runs = self.searches.get(self.user_id)
         return list(runs) if isinstance(runs, list) else []
 
     @property
@@ -42,11 +54,12 @@ class Graph:
     def uses(self, output: str) -> bool:
         """Whether a node takes this output of the node; True, too, where that cannot be told."""
         prompt = self.prompt or {}
-        names = classes.output_names(prompt.get(str(self.node_id), {}).get("class_type", ""))
-        if output not in names:
-            return True
-        link = [self.node_id, names.index(output)]
-        return any(link == one for node in prompt.values() for one in node.get("inputs", {}).values())
+        taken = [value for node in prompt.values() for value in node.get("inputs", {}).values()]
+        for node_id in {self.node_id, self.user_id}:
+            names = classes.output_names(prompt.get(str(node_id), {}).get("class_type", ""))
+            if output not in names or [node_id, names.index(output)] in taken:
+                return True
+        return False
 
     def typed(self, name: str) -> bool:
         """Whether the value of an input stands in the node itself, so that nothing is linked to it."""
@@ -56,7 +69,7 @@ class Graph:
     @cached_property
     def files(self) -> dict[str, str]:
         """What is in the files that this node and those before it name."""
-        return contents(self.prompt, self.node_id)
+        return contents(self.prompt, self.user_id)
 
     @property
     def workflow(self) -> Any:
@@ -67,11 +80,11 @@ class Graph:
         """What the workflow itself says that this run finds: it comes from a saved picture, and nothing is changed.
         Raises travel.Unusable where it says so in a way that cannot be used. seed: the node's; scored: whether its
         verifier gives scores."""
-        return travel.find(self.workflow, self.prompt, self.node_id, len(self.runs), seed, lambda: self.files, scored)
+        return travel.find(self.workflow, self.prompt, self.user_id, len(self.runs), seed, lambda: self.files, scored)
 
     def replaced_files(self) -> list[str]:
         """The names of files that are others than those that the winners in the workflow were made with."""
-        return travel.replaced(self.workflow, self.prompt, self.node_id, lambda: self.files)
+        return travel.replaced(self.workflow, self.prompt, self.user_id, lambda: self.files)
 
 
 def all_nodes(dynprompt: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def write(
     the winner's 8-bit RGB pixels, one per image. A node that runs several times in one prompt adds an entry each time.
     ranks, values: of `travel.Winners`.
     """
-    if graph.extra_pnginfo is None or graph.node_id is None:
+    if graph.extra_pnginfo is None or graph.user_id is None:
         return
     entry = {
         RECIPE: recipe,
@@ -39,5 +39,5 @@ def write(
         "sha256": [pixels_sha256(one) for one in image],
     }
     runs, winners = graph.runs, travel.Winners(ranks, values, coarse([image]))
-    travel.leave(graph.workflow, graph.prompt, graph.node_id, len(runs), winners, lambda: graph.files)
-    graph.extra_pnginfo[METADATA] = {**graph.searches, graph.node_id: [*runs, portable(entry)]}
+    travel.leave(graph.workflow, graph.prompt, graph.user_id, len(runs), winners, lambda: graph.files)
+    graph.extra_pnginfo[METADATA] = {**graph.searches, graph.user_id: [*runs, portable(entry)]}

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("comfy")
 
+from noise_search.host.graph.finish import fingerprint, finish
 from noise_search.host.graph.graph import Graph
 from noise_search.host.judging.hosted import load_demo_verifier
 from noise_search.host.pictures import pixels_sha256
@@ -101,6 +103,45 @@ def test_the_metadata_tells_the_winner_from_other_pictures(demo, brightness):
     result = run(demo, brightness, graph=graph)
     saved = (255.0 * result.image[0]).clamp(0, 255).to(torch.uint8)
     assert graph.extra_pnginfo[METADATA]["9"][0]["sha256"] == [hashlib.sha256(saved.numpy().tobytes()).hexdigest()]
+
+
+def test_a_node_that_an_expansion_put_there_is_the_users_node_to_the_user(demo, monkeypatch):
+    """Its metadata, its texts, and Finish now by either id, which leaves both results of it incomplete."""
+    shown = []
+    monkeypatch.setattr("noise_search.host.progress.running_server", lambda: Told(shown))
+    prompt = {"9": {"class_type": "Outer", "inputs": {}}, "9.0.0.inner": {"class_type": "Inner", "inputs": {}}}
+    for asks in ("9", "9.0.0.inner"):
+        extra = {"workflow": {}}
+        graph = Graph("9.0.0.inner", prompt, extra, display_id="9")
+        before = [fingerprint(SimpleNamespace(unique_id=node_id)) for node_id in prompt]
+        assert run(demo, Finishes(asks), graph=graph).log.ended_early
+        assert set(extra[METADATA]) == set(extra["workflow"]["extra"][METADATA]) == {"9"}
+        assert fingerprint(SimpleNamespace(unique_id="9")) == before[0] + 1
+        assert fingerprint(SimpleNamespace(unique_id="9.0.0.inner")) == before[1] + 1
+    assert set(shown) == {"9"}
+
+
+class Told:
+    client_id = "somebody"
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def send_progress_text(self, text, node_id, client_id):
+        self.shown.append(node_id)
+
+
+class Finishes:
+    """Has somebody press Finish now."""
+
+    members, needs_prompt, usual_range = ("grey",), False, (0.0, 1.0)
+
+    def __init__(self, node_id):
+        self.node_id = node_id
+
+    def score(self, images, prompts):
+        assert finish(self.node_id) == ["9"]
+        return images.float().mean(dim=(1, 2, 3)).reshape(-1, 1)
 
 
 def replay(demo, verifier, recipe, batch=1, batch_index=None):

@@ -10,7 +10,7 @@ const LABELS = { idle: "Finish now", running: "Finish now", finishing: "Finishin
 
 const buttons = new WeakMap(); // node -> its <button>
 const asked = new Map(); // ids of running nodes that were asked to finish -> how far they are
-let running = []; // of the nodes that execute: {id, place, value}: the server's id, that of the node shown, how far
+let running = []; // of the nodes that execute: {id, value}: the id of the node shown, how far
 let lit = []; // the buttons that are not idle
 
 function toast(severity, detail) {
@@ -40,8 +40,8 @@ function setState(button, state, ids = []) {
 /** Brings every button in line with what runs. A node inside a subgraph that is used twice has two ids. */
 function paint() {
   const idsOf = new Map();
-  for (const { id, place } of running) {
-    const node = nodeOf(place);
+  for (const { id } of running) {
+    const node = nodeOf(id);
     const button = node && buttons.get(node);
     if (button) idsOf.set(button, [...(idsOf.get(button) ?? []), id]);
   }
@@ -113,10 +113,12 @@ export function addFinishButton(node) {
 /** Listens to what the server executes. `refresh` is for when the graph on show has changed. */
 export function watchExecution() {
   api.addEventListener("progress_state", ({ detail }) => {
-    const nodes = Object.values(detail.nodes).filter(({ state }) => state === "running");
-    setRunning(
-      nodes.map(({ node_id, display_node_id, value }) => ({ id: node_id, place: display_node_id ?? node_id, value })),
-    );
+    const values = new Map(); // a node that others were put in the place of is as far as the one that is farthest
+    for (const { node_id, display_node_id, state, value } of Object.values(detail.nodes)) {
+      const id = display_node_id ?? node_id;
+      if (state === "running") values.set(id, Math.max(value, values.get(id) ?? 0));
+    }
+    setRunning([...values].map(([id, value]) => ({ id, value })));
   });
   for (const event of ["execution_start", "execution_success", "execution_error", "execution_interrupted"]) {
     api.addEventListener(event, () => setRunning([]));
