@@ -2,7 +2,7 @@
 
     COMFYUI_PATH=/path/to/ComfyUI python benchmarks/survive.py --kills 100
 
-Every trial is a process without a server that searches 32 candidates on the demo model with an evaluation store of its
+Every trial is a process without a server that searches candidates on the demo model with an evaluation store of its
 own, is killed, and is run again. The searches keep an account of their own, a line for every answer of the verifier and
 for every candidate that the search saw; what is counted comes from there, not from the store. The moments of the kills
 are seeded and spread evenly over the whole run. A real power cut is not tried: what reached the disk's own cache is the
@@ -57,7 +57,7 @@ from noise_search.search.algorithms.random_search import RandomSearch  # noqa: E
 from noise_search.search.algorithms.zero_order import ZeroOrderSearch  # noqa: E402
 
 PROMPT = "a red circle above a blue square"
-SIDE, STEPS, SEED, CANDIDATES = 8, 6, 20, 32
+SIDE, STEPS, SEED = 8, 6, 20
 PATHS = SearchOverPaths(paths=1, branches=2, sigma=0.3, forward=0.4, backward=0.5)
 SEARCHES: dict[str, tuple[Any, int]] = {  # algorithm, batch_size
     "one at a time": (RandomSearch(), 1),
@@ -112,7 +112,7 @@ def load() -> Models:
 
 
 @torch.inference_mode()
-def search(models: Models, name: str, home: Path) -> None:
+def search(models: Models, name: str, candidates: int, home: Path) -> None:
     """One whole search, in the process that may be killed."""
     account = Account(home / "account.jsonl")
     algorithm, batch_size = SEARCHES[name]
@@ -128,7 +128,7 @@ def search(models: Models, name: str, home: Path) -> None:
 
     with mock.patch.object(SearchProgress, "candidate", see):
         result = run_node(
-            lambda: sampling, models.vae, Red(account), SEED, CANDIDATES, "", 1, Graph(), "positive", algorithm,
+            lambda: sampling, models.vae, Red(account), SEED, candidates, "", 1, Graph(), "positive", algorithm,
             options=Options(batch_size), store=Store(home / "store"),
         )  # fmt: skip
     log = result.log
@@ -241,8 +241,8 @@ def is_sound(home: Path) -> bool:
 class Trials:
     """Searches of one kind: the one that never stops, and those that are killed."""
 
-    def __init__(self, models: Models, name: str, folder: Path):
-        self.models, self.name, self.folder = models, name, folder
+    def __init__(self, models: Models, name: str, candidates: int, folder: Path):
+        self.models, self.name, self.candidates, self.folder = models, name, candidates, folder
         self.count = 0
         home, start = self._home(), time.monotonic()
         self._run(home)
@@ -256,7 +256,7 @@ class Trials:
         return home
 
     def _start(self, home: Path) -> int:
-        return fork(lambda: search(self.models, self.name, home), home / "log.txt")
+        return fork(lambda: search(self.models, self.name, self.candidates, home), home / "log.txt")
 
     def _run(self, home: Path) -> None:
         finish(self._start(home), home / "log.txt")
@@ -273,12 +273,12 @@ class Trials:
         return verdict(self.name, moment, before, events(home)[len(before) :], self.whole, is_sound(home))
 
 
-def trials(kills: int, seed: int, folder: Path, tell: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
+def trials(kills: int, candidates: int, seed: int, folder: Path, tell: Callable[[Trial], None]) -> list[Trial]:
     """This many kills, spread over the kinds of search and the whole of each run."""
     models = load()
     made: list[Trial] = []
     chance = random.Random(seed)
-    kinds = {name: Trials(models, name, folder) for name in list(SEARCHES)[: max(kills, 1)]}
+    kinds = {name: Trials(models, name, candidates, folder) for name in list(SEARCHES)[: max(kills, 1)]}
     share = Counter(name for name, _ in zip(list(kinds) * kills, range(kills), strict=False))
     for name, count in share.items():
         for part in range(count):
@@ -308,12 +308,14 @@ def total(made: list[Trial]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--candidates", type=int, default=32, help="of each search")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the counts here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    print(f"ComfyUI {comfyui_version()}, torch {torch.__version__}, {CANDIDATES} candidates, {options.kills} kills")
+    searches = f"{options.candidates} candidates, {options.kills} kills"
+    print(f"ComfyUI {comfyui_version()}, torch {torch.__version__}, {searches}")
     print("\n| search | kill at | reported | lost | twice | cut off | same recipe | same image | values that differ |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
 
@@ -326,7 +328,7 @@ def main() -> None:
         )
 
     with tempfile.TemporaryDirectory() as folder:
-        counts = total(trials(options.kills, options.seed, Path(folder), tell))
+        counts = total(trials(options.kills, options.candidates, options.seed, Path(folder), tell))
     print("\n" + "\n".join(f"{count:6} {name}" for name, count in counts.items()))
     if options.json:
         options.json.write_text(json.dumps(counts))

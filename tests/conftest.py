@@ -49,14 +49,22 @@ if comfy_root:  # a test that wants the store says so; to the others nothing may
 
 
 DEPEND_ON_COMFYUI = {"host", "nodes", "server"}  # the other folders' tests are the same on every version of it
+# Where each process takes a file at a time: the folders with the longest files first, so that the last ones are short.
+ORDER = ("server", "project", "host", "nodes", "demo", "verifiers", "report", "search")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files that have the most tests
 
 
 def pytest_collection_modifyitems(config, items):
     if "sweep" not in config.option.markexpr:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("sweep")])
         items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+    folder_of = lambda item: item.path.relative_to(ROOT / "tests").parts[0]  # noqa: E731
+    items.sort(key=lambda item: ORDER.index(folder_of(item)))
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        folder = folder_of(item)
         if folder not in DEPEND_ON_COMFYUI and item.get_closest_marker("comfyui") is None:
             item.add_marker("any_host")
         if {"chromium", "converted"} & {*getattr(item, "fixturenames", ())}:

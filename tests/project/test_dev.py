@@ -311,6 +311,8 @@ def test_the_matrix_has_every_version_and_every_folder_of_tests(dev):
         if any(folder.glob("**/test_*.py")):
             assert f"tests/{folder.name}" in text
     assert len({row.file for row in rows}) == len(rows)
+    whole = [row for row in rows if dev.DEFAULT_HOST in row.arguments]
+    assert whole and not any("any_host" in " ".join(row.arguments) for row in whole)
 
 
 def test_the_matrix_goes_on_where_it_was_stopped(dev, runs, capsys):

@@ -444,6 +444,7 @@ def test_both_axes_are_two_panels_of_one_picture(drawn):
     assert one[-1][0] == two[-1][0]
 
 
+@pytest.mark.slow
 @each_log
 def test_any_log_has_a_curve_over_both_axes(log, theme):
     assert border_is_empty(score_curve(LOGS[log](), theme, "both"), THEMES[theme].background)
@@ -459,6 +460,7 @@ def test_unknown_themes_and_axes_are_named():
 # Contact sheet
 
 
+@pytest.mark.slow
 @each_log
 def test_any_log_has_a_contact_sheet_with_nothing_cut_off(log, theme):
     picture = contact_sheet(LOGS[log](), theme)

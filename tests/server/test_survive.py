@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 8
+KILLS = 6  # one for each kind of search, early, late and between
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def counts(tmp_path_factory):
     """What `benchmarks/survive.py` counts. A process of its own: this one may have threads, which no fork survives."""
     told = tmp_path_factory.mktemp("survive") / "counts.json"
     command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "survive.py"), "--kills", str(KILLS)]
+    command += ["--candidates", "12"]
     run = subprocess.run([*command, "--json", str(told)], capture_output=True, text=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(told.read_text())
@@ -99,13 +100,15 @@ def test_a_server_that_is_killed_and_started_again_goes_on(tmp_path):
     assert np.array_equal(picture, expected)
 
 
-# A disk that is full, a folder that cannot be written to, another server: each in a process of its own
+# A disk that is full, a folder that cannot be written to, another server: each in a process of its own, forked from one
+# that has everything loaded
 
-ENGINE = """
+LIMITS = [0, 10_000, 40_000, 90_000]
+FORKS = """
 import sys
 sys.path.insert(0, {tests!r})
 import conftest
-import hashlib, json, os, resource
+import hashlib, json, os, resource, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -117,7 +120,7 @@ from noise_search.host.graph.graph import Graph
 from noise_search.host.search import run_node as search
 from noise_search.host.memory.store import Store
 
-STEPS, SEED = 6, 20
+STEPS, SEED, FOLDER = 6, 20, Path({folder!r})
 with torch.inference_mode():
     model, clip, vae = load_generator()
     encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))
@@ -125,11 +128,11 @@ with torch.inference_mode():
 
 
 @torch.inference_mode()
-def find(folder, candidates=12, batch_size=1):
+def find(folder, candidates=12):
     latent = dict(samples=torch.zeros(1, 16, 8, 8))
     sampling = Sampling.ksampler(model, STEPS, 3.0, "euler", "simple", positive, negative, latent)
     result = search(
-        lambda: sampling, vae, Red(), SEED, candidates, "", 1, Graph(), "positive", options=Options(batch_size),
+        lambda: sampling, vae, Red(), SEED, candidates, "", 1, Graph(), "positive", options=Options(1),
         store=folder and Store(Path(folder)),
     )
     log = result.log
@@ -138,118 +141,115 @@ def find(folder, candidates=12, batch_size=1):
     return dict(recipe=result.recipe, image=image, warnings=log.warnings, **counts)
 
 
-def tell(**found):
-    print("FOUND " + json.dumps(found), flush=True)
-"""
-
-
-def start(script, **options):
-    code = ENGINE.format(tests=str(ROOT / "tests")) + script
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options,
-    )  # fmt: skip
-
-
-def answer(process):
-    """What the script told."""
-    out, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors[-3000:]
-    return json.loads(next(line for line in out.splitlines() if line.startswith("FOUND ")).removeprefix("FOUND "))
-
-
-LIMITS = [0, 10_000, 40_000, 90_000]
-FULL = """
-told = dict(whole=find(None))
-for limit in LIMITS:
-    folder = FOLDER + str(limit)
+def full(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    full = find(folder)
+    folder = FOLDER / f"full {{limit}}"
+    found = find(folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    told[limit] = dict(folder=folder, full=full, after=find(folder), last=find(folder))
-tell(**{str(key): value for key, value in told.items()})
+    return dict(found, after=find(folder), last=find(folder))
+
+
+def read_only(name):
+    folder = FOLDER / name
+    find(folder, 4) if name == "used" else folder.mkdir()
+    os.chmod(folder, 0o555)
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    if os.getuid() == 0:  # permissions do not bind root
+        os.setgid(65534)
+        os.setuid(65534)
+    return find(folder)
+
+
+def shared(which):
+    os.close(go)
+    os.read(ready, 1)  # until both are there
+    return find(FOLDER / "shared", 24)
+
+
+def start(work, what):
+    told = open(FOLDER / f"{{work.__name__}} {{what}}.json", "w")  # before it becomes somebody else
+    if pid := os.fork():
+        return pid
+    try:
+        json.dump(work(what), told)
+    except BaseException:
+        json.dump(dict(error=traceback.format_exc()), told)
+    told.close()
+    os._exit(0)
+
+
+(FOLDER / "whole.json").write_text(json.dumps(find(None)))
+for limit in {limits}:
+    os.waitpid(start(full, limit), 0)
+for name in ("used", "empty"):
+    os.waitpid(start(read_only, name), 0)
+ready, go = os.pipe()
+two = [start(shared, which) for which in range(2)]
+os.close(go)
+for pid in two:
+    os.waitpid(pid, 0)
 """
 
 
 @pytest.fixture(scope="module")
-def full_disks(tmp_path_factory):
-    """Searches on a disk that is full, by how much goes onto it. A limit on the size of a file stands for it: writes
-    beyond it fail at the system call."""
-    folder = str(tmp_path_factory.mktemp("full") / "store")
-    return answer(start(FULL.replace("LIMITS", str(LIMITS)).replace("FOLDER", repr(folder))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("limit", LIMITS)
-def test_where_the_disk_is_full_the_search_ends_with_its_image_and_says_so(full_disks, limit):
-    whole, found = full_disks["whole"], full_disks[str(limit)]
-    full = found["full"]
-    assert (full["recipe"], full["image"], full["made"]) == (whole["recipe"], whole["image"], 12)
-    assert [text for text in full["warnings"] if "no longer remembered" in text and found["folder"] in text]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("limit", LIMITS)
-def test_once_there_is_room_again_it_remembers_as_before(full_disks, limit):
-    whole, found = full_disks["whole"], full_disks[str(limit)]
-    after = found["after"]
-    assert (after["recipe"], after["image"], after["warnings"]) == (whole["recipe"], whole["image"], whole["warnings"])
-    assert found["last"]["recalled"] == 12
-    assert is_sound(Path(found["folder"]))
-
-
-READ_ONLY = """
-whole = find(None)
-first = find(FOLDER, 4)
-os.chmod(FOLDER, 0o555)
-for file in Path(FOLDER).iterdir():
-    file.chmod(0o444)
-if os.getuid() == 0:  # permissions do not bind root
-    os.setgid(65534)
-    os.setuid(65534)
-tell(whole=whole, full=find(FOLDER))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("before", ["first = find(FOLDER, 4)", "Path(FOLDER).mkdir()"], ids=["used", "empty"])
-def test_where_the_folder_is_read_only_the_search_ends_with_its_image_and_says_so(tmp_path, before):
-    for part in (tmp_path, *list(tmp_path.parents)[:3]):
+def forks(tmp_path_factory):
+    """The folder with what the forked searches found."""
+    folder = tmp_path_factory.mktemp("forks")
+    for part in (folder, *list(folder.parents)[:2]):  # root gives up its rights in one of them
         if part.stat().st_uid == os.getuid() and part != Path("/tmp"):
             part.chmod(0o755)
-    folder = tmp_path / "store"
-    script = READ_ONLY.replace("first = find(FOLDER, 4)", before).replace("FOLDER", repr(str(folder)))
-    found = answer(start(script))
-    whole, full = found["whole"], found["full"]
-    assert (full["recipe"], full["image"], full["made"]) == (whole["recipe"], whole["image"], 12)
-    assert [warning for warning in full["warnings"] if "no longer remembered" in warning and str(folder) in warning]
+    script = FORKS.format(tests=str(ROOT / "tests"), folder=str(folder), limits=LIMITS)
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder
 
 
-TWO = """
-print("READY", flush=True)
-sys.stdin.readline()
-found = find(FOLDER, 24)
-tell(**found)
-"""
+def told(folder, name):
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert "error" not in found, found["error"]
+    return found
+
+
+def outcome(found):
+    return found["recipe"], found["image"], found["made"]
 
 
 @pytest.mark.slow
-def test_two_servers_on_one_folder_that_search_the_same_at_once_find_the_same(tmp_path):
-    folder = tmp_path / "store"
-    two = [start(TWO.replace("FOLDER", repr(str(folder)))) for _ in range(2)]
-    for process in two:
-        assert process.stdout.readline() == "READY\n"
-    for process in two:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    first, second = map(answer, two)
-    assert (first["recipe"], first["image"]) == (second["recipe"], second["image"])
-    assert first["made"] == second["made"] == 24
+@pytest.mark.parametrize("limit", LIMITS)
+def test_where_the_disk_is_full_the_search_ends_with_its_image_and_says_so(forks, limit):
+    """A limit on the size of a file stands for the disk: writes beyond it fail at the system call."""
+    whole, full = told(forks, "whole"), told(forks, f"full {limit}")
+    assert outcome(full) == outcome(whole) and whole["made"] == 12
+    assert [text for text in full["warnings"] if "no longer remembered" in text and f"full {limit}" in text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", LIMITS)
+def test_once_there_is_room_again_it_remembers_as_before(forks, limit):
+    whole, found = told(forks, "whole"), told(forks, f"full {limit}")
+    assert (*outcome(found["after"]), found["after"]["warnings"]) == (*outcome(whole), whole["warnings"])
+    assert found["last"]["recalled"] == 12
+    assert is_sound(forks / f"full {limit}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["used", "empty"])
+def test_where_the_folder_is_read_only_the_search_ends_with_its_image_and_says_so(forks, name):
+    whole, found = told(forks, "whole"), told(forks, f"read_only {name}")
+    assert outcome(found) == outcome(whole) and whole["made"] == 12
+    assert [text for text in found["warnings"] if "no longer remembered" in text and str(forks / name) in text]
+
+
+@pytest.mark.slow
+def test_two_servers_on_one_folder_that_search_the_same_at_once_find_the_same(forks):
+    first, second = (told(forks, f"shared {which}") for which in range(2))
+    assert outcome(first) == outcome(second) and first["made"] == 24
     assert first["warnings"] == second["warnings"]
     assert not [warning for warning in first["warnings"] if "remembered" in warning]
-    assert is_sound(folder)
-    assert sum(one["candidates"] for one in Store(folder).overview()["searches"]) == 24
+    assert is_sound(forks / "shared")
+    assert sum(one["candidates"] for one in Store(forks / "shared").overview()["searches"]) == 24
 
 
 def is_sound(folder):

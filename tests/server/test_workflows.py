@@ -21,7 +21,16 @@ MAX_PICTURE = 200 * 1024
 FILE_WIDGETS = {"ckpt_name", "model_name", "clip_name", "head_name"}
 
 each_workflow = pytest.mark.parametrize("name", NAMES)
-each_that_runs = pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_FILES])
+# They differ by the search alone, and that each search runs there is seen in test_server_searches.py.
+OTHER_SEARCHES = {f"{name} (demo)" for name in ("Zero-Order Search", "Search over Paths", "Draft and Final")}
+each_that_runs = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.any_host] if name in OTHER_SEARCHES else [])
+        for name in NAMES
+        if name not in NEED_FILES
+    ],
+)
 
 
 def workflow(name):

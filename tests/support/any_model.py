@@ -179,7 +179,7 @@ class AnyVae:
 
 
 class Likes:
-    """A verifier without weights that likes these images or videos [frames, H, W, 3] most."""
+    """A verifier without weights that likes these images or videos [frames, H, W, 3] most. Keeps what it saw."""
 
     members = ("likeness",)
     needs_prompt = False
@@ -187,8 +187,10 @@ class Likes:
 
     def __init__(self, liked):
         self.liked = liked
+        self.seen: list[torch.Tensor] = []
 
     def score(self, images, prompts):
+        self.seen.append(images)
         distances = torch.stack([(images - image).abs().mean(dim=(1, 2, 3)) for image in self.liked])
         return -distances.amin(dim=0).reshape(-1, 1)
 

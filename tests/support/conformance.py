@@ -26,10 +26,11 @@ from noise_search.search.algorithms.zero_order import STUCK, ZeroOrderSearch
 from noise_search.search.budget import Budget
 from noise_search.search.comparisons import comparative_members, finals_only_members
 from noise_search.search.log import Pool, SearchLog
-from noise_search.search.remember import RememberingEngine
+from noise_search.search.remember import Notes, RememberingEngine
 from noise_search.search.run import search as run_search
 
 SEED = 7
+OF_CASES, LAST = 100, 2**64 - 1  # seeds: of every case's search, and the last there is, far from it
 ALGORITHMS = {
     "random": RandomSearch(),
     **{f"zero-order, {stuck}": ZeroOrderSearch(stuck=stuck) for stuck in STUCK},
@@ -106,6 +107,7 @@ class Case:
     name: str
     make: Callable[[], Any]
     candidates: int = 16
+    marks: tuple = ()
 
     def __str__(self):
         return f"{self.name} on {self.engine}"
@@ -119,12 +121,23 @@ class Case:
         """The search that most tests look at."""
         return self.search()
 
-    def search(self, seed: int = SEED, budget: Budget | None = None, memory=None) -> Found:
+    @functools.cached_property
+    def remembered(self) -> tuple[Found, Notes]:
+        """The same with a memory that is empty, and what was remembered."""
+        notes = Notes()
+        return self.search(memory=notes), notes
+
+    @functools.cached_property
+    def another(self) -> Found:
+        """One with another seed, close to the end of their range."""
+        return self.search(seed=LAST - 1)
+
+    def search(self, seed: int = OF_CASES, budget: Budget | None = None, memory=None) -> Found:
         return search(self.algorithm, self.make(), seed, budget or Budget(self.candidates), memory=memory)
 
 
-def cases(engines, candidates: int = 16, only=tuple(ALGORITHMS)) -> list[Case]:
-    return [Case(engine, name, make, candidates) for engine, make in engines.items() for name in only]
+def cases(engines, candidates: int = 16, only=tuple(ALGORITHMS), marks=()) -> list[Case]:
+    return [Case(engine, name, make, candidates, marks) for engine, make in engines.items() for name in only]
 
 
 def search(

@@ -4,22 +4,21 @@ import json
 import math
 
 import pytest
-from conformance import SEED, STEADY, plain, same, search
+from conformance import LAST, OF_CASES, STEADY, plain, same, search
 from noise_search.search.algorithms.replay import ReplayRecipe
 from noise_search.search.budget import Budget
 from noise_search.search.engine import LACKING, Drafts, Segments, drafts, segments
 from noise_search.search.log import FINAL
 from noise_search.search.recipe import Recipe, from_json, to_json
-from noise_search.search.remember import Notes
 
 
 def pytest_generate_tests(metafunc):
     """Every test runs on the CASES of the module that it is collected from."""
-    found = metafunc.module.CASES
+    found = [pytest.param(case, marks=case.marks, id=str(case)) for case in metafunc.module.CASES]
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", found, ids=str)
+        metafunc.parametrize("case", found)
     if "steady" in metafunc.fixturenames:  # spends its budget candidate by candidate, without plans
-        metafunc.parametrize("steady", [case for case in found if case.name in STEADY], ids=str)
+        metafunc.parametrize("steady", [one for one in found if one.values[0].name in STEADY])
 
 
 def story(log):
@@ -89,7 +88,7 @@ def test_every_candidate_is_logged_exactly_once(case):
 def test_stock_comes_first_and_may_win(case):
     first = case.found.log.candidates[0]
     assert first.stage == FINAL
-    assert first.recipes == Recipe.from_seed(SEED).for_items(case.found.log.rows)
+    assert first.recipes == Recipe.from_seed(OF_CASES).for_items(case.found.log.rows)
 
 
 def test_only_finished_candidates_win(case):
@@ -125,13 +124,13 @@ def test_no_noise_is_rendered_twice(case):
 # Reproduction
 
 
-def test_the_same_seed_gives_the_same_search(case):
-    assert story(case.search().log) == story(case.found.log)
+def test_the_same_seed_gives_the_same_search_remembered_or_not(case):
+    assert story(case.remembered[0].log) == story(case.found.log)
 
 
 def test_another_seed_gives_another_search(case):
     ours = {result(candidate) for candidate in case.found.log.candidates}
-    theirs = {result(candidate) for candidate in case.search(seed=SEED + 10**6).log.candidates}
+    theirs = {result(candidate) for candidate in case.another.log.candidates}
     assert not ours & theirs or case.engine.startswith("recorded")
 
 
@@ -167,8 +166,8 @@ def test_a_larger_budget_goes_on_from_a_smaller_one(steady):
 
 
 def test_seeds_wrap_at_the_end_of_their_range(case):
-    log = case.search(seed=2**64 - 2).log
-    assert log.candidates[0].recipes[0].seed == 2**64 - 2
+    log = case.another.log
+    assert log.candidates[0].recipes[0].seed == LAST - 1
     assert len(log.candidates) > 3
     for candidate in log.candidates:
         assert from_json(to_json(list(candidate.recipes))) == list(candidate.recipes)
@@ -232,8 +231,7 @@ def test_it_is_asked_only_about_candidates_of_one_stage_and_about_few_of_them(ca
 
 def test_a_resumed_search_asks_nothing_twice(case):
     """And computes nothing twice: a value is stored as a value, an answer as an answer."""
-    notes = Notes()
-    first = case.search(memory=notes)
+    first, notes = case.remembered
     again = case.search(memory=notes)
     assert [result(one) for one in again.log.candidates] == [result(one) for one in first.log.candidates]
     assert [again.log.order(row) for row in range(again.log.rows)] == [

@@ -48,15 +48,22 @@ import nodes as comfy_nodes
 
 
 @with_every_model
-def test_search_ksampler_is_the_ksampler(brightness, name):
+def test_search_ksampler_is_the_ksampler_with_its_picture_and_its_score(brightness, name):
     ours = searched(sampling_of(made(name)), brightness)
+    image = decoded(stock(name)["samples"])
     assert_same_latent(ours.latent, stock(name))
+    assert torch.equal(ours.image, image.flatten(0, 1))
+    assert ours.log.best().values[0][0] == pytest.approx(image[..., 0].mean().item(), abs=1e-6)
 
 
 @with_every_feature
-def test_search_ksampler_is_the_ksampler_with(brightness, name, feature):
-    ours = searched(sampling_of(made(name, feature)), brightness)
-    assert_same_latent(ours.latent, stock(name, feature))
+def test_each_candidate_of_search_ksampler_is_the_ksampler_with_its_seed_and_with(name, feature):
+    first, second = (stock(name, feature, seed)["samples"] for seed in (SEED, SEED + 1))
+    likes = Likes(decoded(second))
+    ours = searched(sampling_of(made(name, feature)), likes, candidates=2)
+    assert_same_latent(ours.latent, stock(name, feature, SEED + 1))
+    shown = torch.stack(likes.seen).reshape(2, *decoded(first).shape)
+    assert torch.equal(shown, torch.stack([decoded(first), decoded(second)]))
 
 
 @pytest.mark.parametrize("guider", GUIDERS)
@@ -96,23 +103,11 @@ def test_start_and_end_steps_are_those_of_the_stock_advanced_ksampler(brightness
 
 
 @with_every_model
-def test_a_later_candidate_is_the_ksampler_with_a_later_seed(name):
+def test_a_later_candidate_is_the_ksampler_with_a_later_seed_and_tells_it(name):
     second = stock(name, seed=SEED + 1)["samples"]
     result = searched(sampling_of(made(name)), Likes(decoded(second)), candidates=3)
     assert equal(result.latent["samples"], second)
-
-
-@with_every_feature
-def test_a_later_candidate_is_the_ksampler_with_a_later_seed_and_with(name, feature):
-    second = stock(name, feature, SEED + 1)["samples"]
-    result = searched(sampling_of(made(name, feature)), Likes(decoded(second)), candidates=2)
-    assert equal(result.latent["samples"], second)
-
-
-@with_every_model
-def test_the_seed_of_the_winner_is_told(name):
-    second = stock(name, seed=SEED + 1)["samples"]
-    assert searched(sampling_of(made(name)), Likes(decoded(second)), candidates=3).seed == SEED + 1
+    assert result.seed == SEED + 1
 
 
 @with_every_model
@@ -133,19 +128,6 @@ def test_every_row_of_a_batch_keeps_its_own_best(brightness, name):
     for index, ours in enumerate(parts(result.latent["samples"])):
         expected = [batches[winner][index][row : row + 1] for row, winner in enumerate(winners)]
         assert torch.equal(ours, torch.cat(expected))
-
-
-@with_every_model
-def test_the_image_is_the_decoded_latent(brightness, name):
-    result = searched(sampling_of(made(name)), brightness)
-    assert torch.equal(result.image, decoded(stock(name)["samples"]).flatten(0, 1))
-
-
-@with_every_model
-def test_the_score_is_that_of_the_decoded_image(brightness, name):
-    result = searched(sampling_of(made(name)), brightness)
-    image = decoded(stock(name)["samples"])
-    assert result.log.best().values[0][0] == pytest.approx(image[..., 0].mean().item(), abs=1e-6)
 
 
 @with_every_model

@@ -7,7 +7,7 @@ pytest.importorskip("comfy")
 
 from any_model import AnyVae, Contrast, Setup, setup_of
 from comparing import NearPictures
-from conformance import SEED, cases, plain, same, search
+from conformance import OF_CASES, cases, plain, same, search
 from conformance_suite import *  # noqa: F403
 from noise_search.host.sampling.engine import ComfyEngine
 from noise_search.host.sampling.stock import Sampling
@@ -45,18 +45,21 @@ CASES = cases(
     candidates=9,
     only=("random", ZERO_ORDER, "paths, 2 branches", "paths", "drafts, random", "drafts, paths"),
 ) + cases(
-    {"ComfyUI, heun, batch of 2": engine("heun", 2)},
+    {"ComfyUI, heun, batch of 2": engine("heun", 2, STEPS // 2)},
     candidates=9,
     only=("random", ZERO_ORDER, "paths", "drafts, random"),
 )
+# What a judge says of finished pictures is the same on every ComfyUI.
 CASES += cases(
     {"ComfyUI, a judge that compares": engine("euler", 1, verifier=NearPictures)},
     candidates=9,
     only=("random", "paths"),
+    marks=(pytest.mark.any_host,),
 ) + cases(
-    {"ComfyUI, one that compares and one that scores, batch of 2": engine("heun", 2, verifier=both)},
+    {"ComfyUI, one that compares and one that scores, batch of 2": engine("heun", 2, STEPS // 2, verifier=both)},
     candidates=9,
     only=("drafts, random",),
+    marks=(pytest.mark.any_host,),
 )
 
 
@@ -69,9 +72,9 @@ def inference():
 def test_stock_is_the_stock_ksampler_bit_for_bit(case):
     rows = case.found.log.rows
     made = setup(rows)
-    sampler = "heun" if rows > 1 else "euler"
+    sampler, steps = ("heun", STEPS // 2) if rows > 1 else ("euler", STEPS)
     stock = comfy_nodes.common_ksampler(
-        made.model, SEED, STEPS, made.cfg, sampler, "simple", made.positive, made.negative, dict(made.latent)
+        made.model, OF_CASES, steps, made.cfg, sampler, "simple", made.positive, made.negative, dict(made.latent)
     )[0]["samples"]
     [rendered] = case.make().render([case.found.log.candidates[0].recipes])
     assert torch.equal(torch.cat([result.samples for result in rendered.results]), stock)
@@ -83,7 +86,7 @@ def test_every_evaluation_of_the_model_is_booked(case):
     made = case.make()
     calls, predict = [], made.sampling.guider.predict_noise
     made.sampling.guider.predict_noise = lambda x, *args, **named: calls.append(len(x)) or predict(x, *args, **named)
-    log = search(case.algorithm, made, SEED, Budget(case.candidates)).log
+    log = search(case.algorithm, made, OF_CASES, Budget(case.candidates)).log
     assert log.nfe == sum(calls) == made.sampling.evaluations.rows
 
 
