@@ -103,7 +103,7 @@ def test_a_server_that_is_killed_and_started_again_goes_on(tmp_path):
 # A disk that is full, a folder that cannot be written to, another server: each in a process of its own, forked from one
 # that has everything loaded
 
-LIMITS = [0, 10_000, 40_000, 90_000]
+LIMITS = [0, 10_000, 40_000, 70_000]
 FORKS = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -128,7 +128,7 @@ with torch.inference_mode():
 
 
 @torch.inference_mode()
-def find(folder, candidates=12):
+def find(folder, candidates=8):
     latent = dict(samples=torch.zeros(1, 16, 8, 8))
     sampling = Sampling.ksampler(model, STEPS, 3.0, "euler", "simple", positive, negative, latent)
     result = search(
@@ -164,7 +164,7 @@ def read_only(name):
 def shared(which):
     os.close(go)
     os.read(ready, 1)  # until both are there
-    return find(FOLDER / "shared", 24)
+    return find(FOLDER / "shared", 16)
 
 
 def start(work, what):
@@ -221,7 +221,7 @@ def outcome(found):
 def test_where_the_disk_is_full_the_search_ends_with_its_image_and_says_so(forks, limit):
     """A limit on the size of a file stands for the disk: writes beyond it fail at the system call."""
     whole, full = told(forks, "whole"), told(forks, f"full {limit}")
-    assert outcome(full) == outcome(whole) and whole["made"] == 12
+    assert outcome(full) == outcome(whole) and whole["made"] == 8
     assert [text for text in full["warnings"] if "no longer remembered" in text and f"full {limit}" in text]
 
 
@@ -230,7 +230,7 @@ def test_where_the_disk_is_full_the_search_ends_with_its_image_and_says_so(forks
 def test_once_there_is_room_again_it_remembers_as_before(forks, limit):
     whole, found = told(forks, "whole"), told(forks, f"full {limit}")
     assert (*outcome(found["after"]), found["after"]["warnings"]) == (*outcome(whole), whole["warnings"])
-    assert found["last"]["recalled"] == 12
+    assert found["last"]["recalled"] == 8
     assert is_sound(forks / f"full {limit}")
 
 
@@ -238,18 +238,18 @@ def test_once_there_is_room_again_it_remembers_as_before(forks, limit):
 @pytest.mark.parametrize("name", ["used", "empty"])
 def test_where_the_folder_is_read_only_the_search_ends_with_its_image_and_says_so(forks, name):
     whole, found = told(forks, "whole"), told(forks, f"read_only {name}")
-    assert outcome(found) == outcome(whole) and whole["made"] == 12
+    assert outcome(found) == outcome(whole) and whole["made"] == 8
     assert [text for text in found["warnings"] if "no longer remembered" in text and str(forks / name) in text]
 
 
 @pytest.mark.slow
 def test_two_servers_on_one_folder_that_search_the_same_at_once_find_the_same(forks):
     first, second = (told(forks, f"shared {which}") for which in range(2))
-    assert outcome(first) == outcome(second) and first["made"] == 24
+    assert outcome(first) == outcome(second) and first["made"] == 16
     assert first["warnings"] == second["warnings"]
     assert not [warning for warning in first["warnings"] if "remembered" in warning]
     assert is_sound(forks / "shared")
-    assert sum(one["candidates"] for one in Store(forks / "shared").overview()["searches"]) == 24
+    assert sum(one["candidates"] for one in Store(forks / "shared").overview()["searches"]) == 16
 
 
 def is_sound(folder):
