@@ -80,10 +80,21 @@ MOTION_MODELS = "ADE"  # under which AnimateDiff's pack keeps its motion models 
 
 # The prompt in a graph. Of an encoder's texts, what was made of the wildcards in another, or the one that a person
 # writes as a sentence: a language model's and the big CLIP's come first.
+POPULATED = "populated"
 PREFERRED_TEXTS = (
-    *("populated_text", "t5xxl", "llama", "text_g", "clip_g", "prompt_g", "text", "prompt", "user_prompt", "mt5xl"),
+    *("t5xxl", "llama", "text_g", "clip_g", "prompt_g", "text", "prompt", "user_prompt", "mt5xl"),
     *("qwen25_7b", "tags", "bert", "text_l", "clip_l"),
 )
+HOLDS_TEXT = {  # nodes that only hold what they put out -> the input that it stands or is linked at
+    **dict.fromkeys(("PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean"), "value"),
+    "StringConstant": "string",
+}
+JOINS_LINES = {"StringConstantMultiline": ("string", "strip_newlines")}  # holds a text, and whether it is one line
+FIRST_OF = {  # switches of packs that put out the first that is there of the inputs that begin so
+    "Context Switch (rgthree)": "ctx_",
+    "Context Switch Big (rgthree)": "ctx_",
+}
+GUIDED_TOWARDS = {"DualCFGGuider": "cond1"}  # guiders of several positives -> the one that the picture shows
 ANY_TYPES = frozenset({"*", "COMFY_MATCHTYPE_V3"})
 ZEROED = "ConditioningZeroOut"  # no text is left behind it
 OWN_MODULES = frozenset({"nodes", "comfy_extras", "comfy_api_nodes"})  # that ComfyUI's own nodes are in

@@ -18,7 +18,7 @@ from .graph import metadata
 from .graph.again import carried, made_again
 from .graph.finish import ended_early, finishable
 from .graph.graph import Graph
-from .graph.verifier_prompt import system_text_notes, verifier_prompt
+from .graph.verifier_prompt import prompt_notes, verifier_prompt
 from .memory.key import files_behind, read_search
 from .memory.remembered import Remembered
 from .memory.store import Store
@@ -61,7 +61,7 @@ def run_node(
     sampling.check()
     algorithm, candidates = feasible(algorithm or RandomSearch(), candidates, sampling)
     budget = replace(budget or Budget(), candidates=candidates)
-    notes = [*system_text_notes([told], judges), *judges.cuts([told.text])]
+    notes = [*prompt_notes([told], judges), *judges.cuts([told.text])]
     files = cache(lambda: files_behind(graph.prompt, graph.node_id))
     remembered = Remembered(
         lambda before: read_search(sampling, vae, judges, told.text, options.frames, host_info(), files(), before),

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.graph.graph import Graph
-from ..host.graph.verifier_prompt import system_text_notes, verifier_prompts
+from ..host.graph.verifier_prompt import ask_for_prompt, prompt_notes, verifier_prompts
 from ..host.judging.selection import score_images, select
 from ..host.pictures import in_colour
 from ..host.progress import send_text
@@ -93,11 +93,15 @@ class VerifierScore(types.Node):
         )
 
     @classmethod
-    def execute(cls, image, verifier, prompt) -> io.NodeOutput:
-        graph = Graph.of(cls.hidden)
+    def check_lazy_status(cls, image, verifier, prompt, **given) -> list[str]:
+        return ask_for_prompt(cls.hidden, given, prompt, verifier[0], "image")
+
+    @classmethod
+    def execute(cls, image, verifier, prompt, **given) -> io.NodeOutput:
+        graph = Graph.of(cls.hidden, given)
         judges = judges_of(verifier[0])
         told = verifier_prompts(prompt, judges, graph, "image")
-        notes = system_text_notes(told, judges)
+        notes = prompt_notes(told, judges)
         scores = score_images(image, judges, [one.text for one in told], notes)
         text = scores.summary()
         send_text(text, graph.user_id)

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..host.graph.finish import fingerprint
 from ..host.graph.graph import Graph
+from ..host.graph.verifier_prompt import ask_for_prompt
 from ..host.memory.store import default as default_store
 from ..host.sampling.engine import Options
 from ..host.sampling.stock import Sampling
@@ -32,6 +33,12 @@ class SearchNode(types.Node):
         return fingerprint(cls.hidden)
 
     @classmethod
+    def check_lazy_status(cls, prompt=None, verifier=None, candidates=1, **given) -> list[str]:
+        if candidates == 1:  # nothing is chosen
+            return []
+        return ask_for_prompt(cls.hidden, given, [prompt], verifier, cls.prompt_behind)
+
+    @classmethod
     def execute(
         cls,
         *,
@@ -48,6 +55,7 @@ class SearchNode(types.Node):
         bad_candidate=types.BAD_CANDIDATES[0],
         **of_the_sampler,
     ) -> io.NodeOutput:
+        graph = Graph.of(cls.hidden, of_the_sampler)
         result = run_node(
             lambda: cls.sampling(**of_the_sampler),
             vae,
@@ -56,7 +64,7 @@ class SearchNode(types.Node):
             candidates,
             prompt,
             top_k,
-            Graph.of(cls.hidden),
+            graph,
             cls.prompt_behind,
             search,
             budget,

@@ -44,8 +44,8 @@ SEED_TOOLTIP = (
 )
 PROMPT_TOOLTIP = (
     "The text the verifier judges the images by. Leave it empty to use the text of your positive prompt; the log says "
-    "which text was used. If that text is computed by another node, link it here as well. Weights, embeddings and LoRA "
-    "tags are left out."
+    "which text was used. If other nodes compute that text, it is read while the workflow runs. Weights, embeddings "
+    "and LoRA tags are left out."
 )
 
 

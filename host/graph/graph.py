@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ...search.recipe import METADATA
 from . import classes, travel
+from .asked import answers
 from .files import contents
 from .links import is_link
 
@@ -18,21 +19,24 @@ class Graph:
     """Where in the user's graph a node runs: what ComfyUI hands over as hidden inputs.
 
     node_id: in what is executed. display_id: in the user's workflow, where it is another one because node expansion put
-    the node there; what the user sees and what is kept goes by `user_id`.
+    the node there; what the user sees and what is kept goes by `user_id`. asked: the values that the node asked for.
     """
 
     node_id: str | None = None
     prompt: Mapping[str, Any] | None = None
     extra_pnginfo: dict[str, Any] | None = None
     display_id: str | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, hidden: Any) -> Graph:
+    def of(cls, hidden: Any, given: dict[str, Any] | None = None) -> Graph:
+        """given: what `execute` was called with; what was asked for is taken out of it."""
         if hidden is None:  # outside an execution
             return cls()
+        found = {} if given is None else answers(hidden, given)
         node_id, dynprompt = hidden.unique_id, hidden.dynprompt
         extra = getattr(hidden, "extra_pnginfo", None)
-        return cls(node_id, all_nodes(dynprompt), extra, dynprompt.get_display_node_id(node_id))
+        return cls(node_id, all_nodes(dynprompt), extra, dynprompt.get_display_node_id(node_id), found)
 
     @property
     def user_id(self) -> str | None:

@@ -10,8 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..known import ANY_TYPES, FILLED_IN, PREFERRED_TEXTS, TAG, ZEROED
-from .links import inputs_of, is_link, links_of, walk
+from ..known import (
+    ANY_TYPES,
+    FILLED_IN,
+    FIRST_OF,
+    GUIDED_TOWARDS,
+    HOLDS_TEXT,
+    JOINS_LINES,
+    POPULATED,
+    PREFERRED_TEXTS,
+    TAG,
+    ZEROED,
+)
+from .links import inputs_of, is_link, links_of, upstream, walk
 
 SHOWN_CHARACTERS = 80
 
@@ -23,16 +34,33 @@ class PromptNotFound(ValueError):
 @dataclass(frozen=True)
 class FoundPrompt:
     """text: what the verifier is to judge by; source: where it stood, for the log ("node 6, CLIPTextEncode"); whole:
-    the text as it stood there."""
+    the text as it stood there. filled_in_by: the node of another pack that may make something else of syntax in it."""
 
     text: str
     source: str
     whole: str = field(default="", compare=False)
+    filled_in_by: str = field(default="", compare=False)
+
+
+class PromptComputed(PromptNotFound):
+    """There is one text, which a node computes while the workflow runs.
+
+    link: where it comes out. found: what else is known of it.
+    """
+
+    def __init__(self, message: str, link: Sequence[Any] = (), found: FoundPrompt | None = None):
+        super().__init__(message)
+        self.link, self.found = [*link], found or FoundPrompt("", "")
 
 
 def without_tags(text: str) -> str:
     """The text without <lora:name:1>, which loads something and says nothing about the image."""
     return re.sub(r"[ \t]{2,}", " ", TAG.sub("", text)).strip() if TAG.search(text) else text
+
+
+def has_pack_syntax(text: str) -> bool:
+    """Whether a text has in it what nodes of other packs fill in, take out or carry out: schedules, wildcards."""
+    return FILLED_IN.search(without_tags(text)) is not None
 
 
 def _plain(text: str, typed: bool) -> str:
@@ -58,7 +86,7 @@ def find_prompt(
     input_types(class_type): the types of its inputs by name, as far as known; names decide where they are not.
     plain(text, typed): the words in a text, "" if there are none; typed: it was typed for a verifier.
     is_own(class_type): whether the node is ComfyUI's own, which pass texts on as they are written.
-    Raises PromptNotFound.
+    Raises PromptNotFound, and of these PromptComputed where the text can be had while the workflow runs.
     """
     walking = _GraphWalk(prompt, output_names, input_types, plain, is_own)
     link = walking.inputs(str(node_id)).get(start)
@@ -84,6 +112,8 @@ class _GraphWalk:
     whole: dict[str, str] = field(default_factory=dict)  # words -> the text they are from
     blank: list[str] = field(default_factory=list)
     computed: list[str] = field(default_factory=list)
+    open: dict[tuple[str, int], FoundPrompt] = field(default_factory=dict)  # where computed texts come out
+    foreign: dict[str, str] = field(default_factory=dict)  # words -> the other pack's node that reads them
     samplers: bool = False
 
     # What the graph says. It comes from outside, so anything may be missing or of the wrong type.
@@ -158,7 +188,7 @@ class _GraphWalk:
         """The links at which a conditioning that leaves a node by this output came in."""
         node_id, slot = link[0], self.slot_name(link)
         links = {name: value for name, value in self.links(node_id).items() if self._is_conditioning(node_id, name)}
-        if (chosen := self._switched(node_id)) is not None:
+        if (chosen := GUIDED_TOWARDS.get(self.class_type(node_id)) or self._switched(node_id)) is not None:
             return [links[chosen]] if chosen in links else []
         # `positive` goes on at `positive`, or at `positive_A` and `positive_B` where a node combines pairs.
         same: list[Sequence[Any]] = [
@@ -172,7 +202,10 @@ class _GraphWalk:
     def _piped(self, node_id: str, slot: str) -> list[Sequence[Any]]:
         """The links at which it went into the pipes or contexts that a node takes it from."""
         found: list[Sequence[Any]] = []
+        first = self._first(node_id)
         for name, link in self.links(node_id).items():
+            if first not in (None, name):
+                continue
             source, kinds = link[0], self.types_of(node_id, name) or {self.slot_name(link).upper()}
             if not any("PIPE" in kind or "CONTEXT" in kind for kind in kinds):
                 continue
@@ -181,6 +214,8 @@ class _GraphWalk:
                 found.append([source, names.index(slot)])
             elif slot in self.links(source):
                 found.append(self.links(source)[slot])
+            elif self._texts(source):  # a loader and encoder in one
+                found.append(link)
         return found
 
     def _is_conditioning(self, node_id: str, name: str) -> bool:
@@ -191,12 +226,30 @@ class _GraphWalk:
             return True
         return self.slot_name(self.links(node_id)[name]) in ("conditioning", "guider", "positive", "negative")
 
+    def _first(self, node_id: str) -> str | None:
+        """The input of a switch that puts out the first that is there; None for any other node."""
+        prefix = FIRST_OF.get(self.class_type(node_id))
+        if prefix is None:
+            return None
+        there = (name for name, link in self.links(node_id).items() if self.links(link[0]))  # others hold nothing
+        return next((name for name in there if name.startswith(prefix)), None)
+
     def _switched(self, node_id: str) -> str | None:
         """The input that a switch with a fixed setting lets through, None for any other node."""
         inputs = self.inputs(node_id)
-        if "on_true" not in inputs and "on_false" not in inputs:
-            return None
-        switch = inputs.get("switch")
+        sides = [name for name in ("on_true", "on_false") if name in inputs]
+        if len(sides) < 2:
+            return sides[0] if sides and "switch" in inputs else None
+        switch: Any = inputs.get("switch")
+        seen = [node_id]
+        while is_link(switch):
+            source = switch[0]
+            if source in seen or len(held := self.inputs(source)) != 1:
+                return None
+            seen.append(source)
+            [(name, switch)] = held.items()
+            if is_link(switch) and not self._passes(source, name):
+                return None
         return ("on_true" if switch else "on_false") if isinstance(switch, bool) else None
 
     # What the encoders say.
@@ -205,7 +258,8 @@ class _GraphWalk:
         """Notes the text of a node that makes a conditioning from none: the preferred one that is not blank."""
         node_id = link[0]
         names = [name for name in self._texts(node_id) if _polarity(name) == _polarity(self.slot_name(link))]
-        preferred = [name for name in PREFERRED_TEXTS if name in names]
+        preferred = [name for name in names if POPULATED in name]
+        preferred += [name for name in PREFERRED_TEXTS if name in names]
         for name in preferred:
             if self._note(node_id, name, several=len(names) > 1):
                 return
@@ -234,27 +288,39 @@ class _GraphWalk:
     def _note(self, node_id: str, name: str, several: bool = False, told: bool = False) -> bool:
         """Writes down the text at this input. False if there are no words in it. told: a search node's own prompt."""
         place = self.describe(node_id, name if several else "")
-        value: Any = self.inputs(node_id).get(name)
-        readers = [] if told else [node_id]
+        start: Any = self.inputs(node_id).get(name)
+        value: Any = start
+        passed: list[str] = []
         while is_link(value):
             source = value[0]
-            if source in readers or (behind := self._constant(source)) is None:
-                self.computed.append(f"{place}: computed by {self.describe(source)}")
+            if source in (node_id, *passed) or (behind := self._constant(source)) is None:
+                self._open(start, place, f"computed by {self.describe(source)}", node_id)
                 return True
-            readers.append(source)
+            passed.append(source)
             value = behind
-        words = self.plain(value, told and not readers) if isinstance(value, str) else ""
+        words = self.plain(value, told and not passed) if isinstance(value, str) else ""
         if not words:
             return False
-        foreign = [reader for reader in readers if not self.is_own(self.class_type(reader))]
-        if foreign and FILLED_IN.search(without_tags(value)):
-            self.computed.append(f"{place}: {_shorten(value)}, which {self.describe(foreign[-1])} may change")
-            return True
+        if has_pack_syntax(value):
+            if foreign := [one for one in passed if not self.is_own(self.class_type(one))]:
+                what = f"{_shorten(value)}, which {self.describe(foreign[-1])} may change"
+                self._open(start, place, what, node_id)
+                return True
+            if not told and not self.is_own(self.class_type(node_id)):
+                self.foreign.setdefault(words, self.describe(node_id))
         places = self.found.setdefault(words, [])
         self.whole.setdefault(words, value)
         if place not in places:
             places.append(place)
         return True
+
+    def _open(self, link: Sequence[Any], place: str, what: str, reader: str) -> None:
+        """Notes a text that is known only while the workflow runs. reader: the node that it goes into."""
+        self.computed.append(f"{place}: {what}")
+        before = [one for one in upstream(self.graph, link[0]) if not self.is_own(self.class_type(one))]
+        foreign = [one for one in (reader, *before) if not self.is_own(self.class_type(one))]
+        by = self.describe(foreign[0]) if foreign else ""
+        self.open.setdefault((link[0], link[1]), FoundPrompt("", f"{place}, {what}", filled_in_by=by))
 
     def _blank(self, node_id: str, name: str) -> str:
         """How a text without words is listed."""
@@ -264,28 +330,43 @@ class _GraphWalk:
 
     def _constant(self, node_id: str) -> Any:
         """What a node that only holds or passes on a value puts out, None if it may compute something."""
-        inputs = self.inputs(node_id)
+        inputs, class_type = self.inputs(node_id), self.class_type(node_id)
         if (chosen := self._switched(node_id)) is not None:
             return inputs.get(chosen)
-        switches = {name for name, value in inputs.items() if isinstance(value, bool)}
-        if switches and "constant" in self.class_type(node_id).lower():  # they say what is done with its lines
-            inputs = {name: value for name, value in inputs.items() if name not in switches and "\n" not in str(value)}
+        if class_type in JOINS_LINES:
+            name, joins = JOINS_LINES[class_type]
+            value = inputs.get(name)
+            if inputs.get(joins) is False:
+                return value
+            return value.replace("\n", "").strip() if isinstance(value, str) and inputs.get(joins) is True else None
         if len(inputs) != 1:
             return None
         [(name, value)] = inputs.items()
         if is_link(value):
-            passes = self.types_of(node_id, name) & ANY_TYPES or "reroute" in self.class_type(node_id).lower()
-            return value if passes else None
+            return value if self._passes(node_id, name) else None
         # A file name or a choice is a string too, but not what comes out.
         types = self.types_of(node_id, name)
         is_value = {"value", "text", "string", "prompt"} & set(re.split(r"[^a-z]+", name.lower()))
         return value if isinstance(value, str) and is_value and (not types or "STRING" in types) else None
 
+    def _passes(self, node_id: str, name: str) -> bool:
+        """Whether a node with this input alone puts out what comes in."""
+        class_type = self.class_type(node_id)
+        return bool(
+            HOLDS_TEXT.get(class_type) == name
+            or self.types_of(node_id, name) & ANY_TYPES
+            or "reroute" in class_type.lower()
+        )
+
     def result(self, start: str) -> FoundPrompt:
         listed = [f"{place}: {_shorten(text)}" for text, places in self.found.items() for place in places]
         if self.computed:
             what = f"a text behind {start!r} is itself computed, so it is not known here"
-            raise PromptNotFound(_message(what, listed + self.computed, link_it=True))
+            message = _message(what, listed + self.computed, link_it=True)
+            if len(self.open) == 1 and not self.found:
+                [(link, found)] = self.open.items()
+                raise PromptComputed(message, link, found)
+            raise PromptNotFound(message)
         if len(self.found) > 1:
             what = f"there are {len(self.found)} different texts behind {start!r}"
             raise PromptNotFound(_message(what, listed))
@@ -294,7 +375,7 @@ class _GraphWalk:
                 raise PromptNotFound(_message(f"every text behind {start!r} is empty", self.blank))
             raise PromptNotFound(_message(f"there is no text behind {start!r}", []))
         [(text, places)] = self.found.items()
-        return FoundPrompt(text, places[0], self.whole[text])
+        return FoundPrompt(text, places[0], self.whole[text], self.foreign.get(text, ""))
 
 
 def _message(what: str, listed: Sequence[str], link_it: bool = False) -> str:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from ...search.judges import Judges
-from . import classes
+from ...search.judges import Judges, judges_of
+from . import asked, classes
 from .graph import Graph
-from .prompt_text import FoundPrompt, find_prompt
+from .prompt_text import FoundPrompt, PromptComputed, PromptNotFound, find_prompt, has_pack_syntax
 from .prompt_words import has_system_text, is_empty, plain_text
+
+ASKED = "prompt"  # what a text that is known only while the workflow runs is asked for as
+
+
+def ask_for_prompt(
+    hidden: Any, given: Mapping[str, Any], texts: Sequence[str | None], verifier: Any, start: str
+) -> list[str]:
+    """What a node's `check_lazy_status` returns: the text behind `start`, where it has to be computed, can be, and the
+    verifier reads one. given: what it was called with. texts: what stands at its `prompt`."""
+    try:
+        if hidden is None or not all(map(is_empty, texts)) or not judges_of(verifier).needs_prompt:
+            return []
+        graph = Graph.of(hidden)
+        _found(graph, start)
+    except PromptComputed as computed:
+        if not asked.leads_to(graph.prompt or {}, computed.link, str(graph.node_id)):
+            return asked.ask(hidden, given, {ASKED: computed.link})
+    except ValueError:  # the node itself says what is wrong
+        pass
+    return []
 
 
 def verifier_prompt(text: str | None, judges: Judges, graph: Graph, start: str) -> FoundPrompt:
@@ -25,6 +47,21 @@ def verifier_prompt(text: str | None, judges: Judges, graph: Graph, start: str) 
         return FoundPrompt(words, "the prompt widget" if typed else "the text linked to 'prompt'", text)
     if not judges.needs_prompt:
         return FoundPrompt("", "none needed")
+    return _looked_up(graph, start)[0]
+
+
+def _looked_up(graph: Graph, start: str) -> list[FoundPrompt]:
+    """The text behind `start`, or the texts that were asked for while the workflow ran. Raises PromptNotFound."""
+    try:
+        return [_found(graph, start)]
+    except PromptComputed as computed:
+        if ASKED not in graph.asked:
+            raise
+        text = graph.asked[ASKED]
+        return [_read(computed.found, one, start) for one in (text if isinstance(text, list) else [text])]
+
+
+def _found(graph: Graph, start: str) -> FoundPrompt:
     return find_prompt(
         graph.prompt or {},
         str(graph.node_id),
@@ -36,13 +73,43 @@ def verifier_prompt(text: str | None, judges: Judges, graph: Graph, start: str) 
     )
 
 
+def _read(found: FoundPrompt, text: Any, start: str) -> FoundPrompt:
+    """A text that came out while the workflow ran. Raises PromptNotFound where it says nothing."""
+    words = plain_text(text) if isinstance(text, str) else ""
+    if not words:
+        raise PromptNotFound(
+            f"The verifier needs a prompt, the input 'prompt' is empty, and the text behind {start!r} ({found.source}) "
+            f"has no words in it: {text!r:.80}. Type into 'prompt' what the image should show, or link a text to it."
+        )
+    return replace(found, text=words, whole=text, filled_in_by=found.filled_in_by if has_pack_syntax(text) else "")
+
+
 def verifier_prompts(texts: Sequence[str | None], judges: Judges, graph: Graph, start: str) -> list[FoundPrompt]:
     """`verifier_prompt` for a list of texts at `prompt`, one for each candidate or one for all. Without words a
     text is "", and whoever scores by it says which it is."""
+    if all(map(is_empty, texts)) and judges.needs_prompt:
+        return _looked_up(graph, start)
     if len(texts) == 1 or all(map(is_empty, texts)):
         return [verifier_prompt(texts[0], judges, graph, start)]
     typed = graph.typed("prompt")
     return [FoundPrompt(plain_text(text, typed), "the list at 'prompt'", text or "") for text in texts]
+
+
+def prompt_notes(told: Sequence[FoundPrompt], judges: Judges) -> list[str]:
+    """What the user should know of the texts that the verifier is told."""
+    if not judges.needs_prompt:
+        return []
+    return [*_syntax_notes(told), *system_text_notes(told, judges)]
+
+
+def _syntax_notes(told: Sequence[FoundPrompt]) -> list[str]:
+    """A note where a text has in it what a node of another pack may carry out."""
+    nodes = dict.fromkeys(one.filled_in_by for one in told if one.filled_in_by)
+    return [
+        f"The prompt has syntax in it that {node} may carry out before the model reads it; the verifier reads it as it "
+        "stands. Type into 'prompt' what the image should show."
+        for node in nodes
+    ]
 
 
 def system_text_notes(told: Sequence[FoundPrompt], judges: Judges) -> list[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("comfy")
 
 from noise_search.host.graph.graph import all_nodes
-from noise_search.host.graph.prompt_text import FoundPrompt, PromptNotFound, find_prompt
+from noise_search.host.graph.prompt_text import FoundPrompt, PromptComputed, PromptNotFound, find_prompt
 
 OUTPUTS = {
     "CLIPTextEncode": ["CONDITIONING"],
@@ -60,6 +60,12 @@ def message(start="positive", **graph):
     with pytest.raises(PromptNotFound) as caught:
         find(start, **graph)
     return str(caught.value)
+
+
+def computed(**graph):
+    with pytest.raises(PromptComputed) as caught:
+        find(top=sampler(["p", 0]), **graph)
+    return caught.value
 
 
 def test_the_text_of_the_encoder_and_where_it_stood():
@@ -120,21 +126,69 @@ def test_of_a_wildcard_encoder_what_was_made_of_the_wildcards_is_the_prompt(popu
     assert text(top=sampler(["w", 0]), w=encoder) == "a red circle"
 
 
-def test_of_a_wildcard_encoder_with_wildcards_left_the_prompt_is_not_known():
+def test_of_a_wildcard_encoder_with_wildcards_left_the_prompt_says_who_may_fill_them_in():
     encoder = node(
         "Wildcards", clip=["loader", 1], wildcard_text="a __x__ circle", populated_text="a {red|blue} circle"
     )
-    assert "may change" in message(top=sampler(["w", 0]), w=encoder)
+    found = find(top=sampler(["w", 0]), w=encoder)
+    assert (found.text, found.filled_in_by) == ("a {red|blue} circle", "node w, Wildcards")
 
 
-def test_a_constant_of_one_line_is_known_whatever_it_does_with_lines():
-    constant = node("StringConstantLines", string="a cat", strip_newlines=True)
-    assert text(top=sampler(["p", 0]), p=encode(["c", 0]), c=constant) == "a cat"
+def test_of_a_pipe_that_is_loaded_and_encoded_in_one_node_the_populated_text_counts():
+    made = node(
+        "MakeBasicPipe",
+        **dict.fromkeys(("positive_wildcard_text", "negative_wildcard_text"), "a __x__"),
+        positive_populated_text="a cat",
+        negative_populated_text="blurry",
+    )
+    assert text(top=sampler(["f", 1]), f=node("FromPipe", basic_pipe=["m", 0]), m=made) == "a cat"
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        node("StringConstant", string="a cat"),
+        node("StringConstant", string=["s", 0]),
+        node("StringConstantMultiline", string="a cat", strip_newlines=True),
+        node("StringConstantMultiline", string="a \ncat\n", strip_newlines=True),
+        node("StringConstantMultiline", string=["s", 0], strip_newlines=False),
+        node("PrimitiveStringMultiline", value=["s", 0]),
+    ],
+)
+def test_a_node_that_only_holds_a_text_is_read(constant):
+    other = node("PrimitiveString", value="a cat")
+    assert text(top=sampler(["p", 0]), p=encode(["c", 0]), c=constant, s=other) == "a cat"
+
+
+def test_what_changes_a_text_computes_it():
     for other in (
-        node("StringConstantLines", string="a cat\non a mat", strip_newlines=True),
         node("StringChanged", string="a cat", upper_case=True),
+        node("StringConstantMultiline", string="a cat", strip_newlines=["s", 0]),
+        node("StringConstantMultiline", string=["s", 0], strip_newlines=True),
     ):
         assert "computed by node c" in message(top=sampler(["p", 0]), p=encode(["c", 0]), c=other)
+
+
+@pytest.mark.parametrize("name", ["Context Switch (rgthree)", "Context Switch Big (rgthree)"])
+def test_a_switch_that_puts_out_the_first_context_that_holds_something(name):
+    graph = context("a cat") | context("a dog", "d") | {"empty": node("Context")}
+    switch = node(name, ctx_01=["empty", 0], ctx_02=["d", 0], ctx_03=["c", 0])
+    types = {"ctx_01": "RGTHREE_CONTEXT", "ctx_02": "RGTHREE_CONTEXT", "ctx_03": "RGTHREE_CONTEXT"}
+    slots = OUTPUTS | {name: OUTPUTS["Switch"]}
+    found = find_prompt(
+        {"top": sampler(["w", 2]), "w": switch, **graph},
+        "top",
+        "positive",
+        lambda kind: slots.get(kind, []),
+        lambda kind: types if kind == name else {},
+    )
+    assert found.text == "a dog"
+
+
+def test_of_a_guider_with_two_prompts_the_one_that_the_picture_shows_counts():
+    guider = node("DualCFGGuider", cond1=["p", 0], cond2=["q", 0], negative=["n", 0])
+    top = node("SearchAdvanced", guider=["g", 0])
+    assert text("guider", top=top, g=guider, p=encode("a cat"), q=encode("ugly"), n=encode("blurry")) == "a cat"
 
 
 def test_slot_positive_goes_on_at_input_positive_of_nodes_that_carry_both():
@@ -245,12 +299,33 @@ def test_a_linked_constant_is_resolved_through_reroutes(reroute):
     assert text(top=sampler(["p", 0]), p=encode(["r", 0]), r=reroute, s=string) == "a cat"
 
 
+@pytest.mark.parametrize("linked", [0, 1, 2], ids=["set", "linked", "through a reroute"])
 @pytest.mark.parametrize("switch, expected", [(True, "a cat"), (False, "a dog")])
-def test_a_switch_with_a_fixed_setting_lets_one_through(switch, expected):
-    choose = node("ComfySwitchNode", switch=switch, on_true=["p", 0], on_false=["q", 0])
+def test_a_switch_with_a_fixed_setting_lets_one_through(switch, expected, linked):
+    setting = [switch, ["b", 0], ["r", 0]][linked]
+    choose = node("ComfySwitchNode", switch=setting, on_true=["p", 0], on_false=["q", 0])
     types = TYPES | {"ComfySwitchNode": {"on_true": "COMFY_MATCHTYPE_V3", "on_false": "COMFY_MATCHTYPE_V3"}}
     graph = {"top": sampler(["c", 0]), "c": choose, "p": encode("a cat"), "q": encode("a dog")}
+    graph |= {"b": node("PrimitiveBoolean", value=switch), "r": node("Reroute", x=["b", 0])}
     assert find_prompt(graph, "top", "positive", lambda k: [], lambda k: types.get(k, {})).text == expected
+    words = {"p": node("PrimitiveString", value="a cat"), "q": node("PrimitiveString", value="a dog")}
+    assert text(**graph | words | {"top": sampler(["e", 0]), "e": encode(["c", 0])}) == expected
+
+
+@pytest.mark.parametrize("side", ["on_true", "on_false"])
+def test_a_soft_switch_with_one_side_lets_that_through(side):
+    choose = node("ComfySoftSwitchNode", switch=side != "on_true", **{side: ["p", 0]})
+    assert text(top=sampler(["c", 0]), c=choose, p=encode("a cat")) == "a cat"
+
+
+@pytest.mark.parametrize(
+    "setting", [["gone", 0], ["x", 0], ["loop", 0]], ids=["of no node", "that is computed", "that goes in a circle"]
+)
+def test_a_switch_with_a_setting_that_is_not_known_may_let_either_through(setting):
+    choose = node("ComfySwitchNode", switch=setting, on_true=["p", 0], on_false=["q", 0])
+    graph = {"x": node("StringContains", string="a", substring="b"), "loop": node("Reroute", x=["loop", 0])}
+    listed = message(top=sampler(["c", 0]), c=choose, p=encode("a cat"), q=encode("a dog"), **graph)
+    assert "2 different texts" in listed
 
 
 @pytest.mark.parametrize(
@@ -264,7 +339,9 @@ def test_a_switch_with_a_fixed_setting_lets_one_through(switch, expected):
     ],
 )
 def test_a_computed_text_asks_for_a_link(computing):
-    asked = message(top=sampler(["p", 0]), p=encode(["c", 0]), c=computing, s=node("PrimitiveString", value="cat"))
+    graph = {"p": encode(["c", 0]), "c": computing, "s": node("PrimitiveString", value="cat")}
+    asked = message(top=sampler(["p", 0]), **graph)
+    assert computed(**graph).link == ["c", 0]
     assert f"node p, CLIPTextEncode: computed by node c, {computing['class_type']}" in asked
     assert "Link the same text to 'prompt'" in asked
 
@@ -350,17 +427,34 @@ FILLED_IN = [
 
 
 @pytest.mark.parametrize("written", FILLED_IN)
-def test_a_text_that_another_packs_node_may_fill_in_is_not_known(written):
+def test_a_text_that_another_packs_node_may_fill_in_is_read_while_the_workflow_runs(written):
+    open_text = computed(p=encode(["box", 0]), box=node("TextBox", text=written))
+    assert "is itself computed, so it is not known here" in str(open_text) and "may change" in str(open_text)
+    assert (open_text.link, open_text.found.filled_in_by) == (["box", 0], "node box, TextBox")
+
+
+@pytest.mark.parametrize("written", FILLED_IN)
+def test_a_text_that_another_packs_encoder_carries_out_is_read_as_it_stands_and_says_so(written):
     for graph in (
-        {"p": encode(["box", 0]), "box": node("TextBox", text=written)},
         {"p": node("SomebodysEncode", clip=["loader", 1], prompt=written)},
         {
             "p": node("SomebodysEncode", clip=["loader", 1], prompt=["box", 0]),
             "box": node("PrimitiveString", value=written),
         },
     ):
-        asked = message(top=sampler(["p", 0]), **graph)
-        assert "is itself computed, so it is not known here" in asked and "may change" in asked
+        found = find(top=sampler(["p", 0]), **graph)
+        assert (found.text, found.filled_in_by) == (written, "node p, SomebodysEncode")
+
+
+def test_several_texts_of_which_one_is_computed_are_not_one():
+    both = node("ConditioningCombine", conditioning_1=["p", 0], conditioning_2=["q", 0])
+    two = {one: node("AskModel", prompt="x", seed=1) for one in "cd"}
+    for graph in ({"p": encode(["c", 0]), "q": encode("a dog")}, {"p": encode(["c", 0]), "q": encode(["d", 0])}):
+        with pytest.raises(PromptNotFound, match="Link the same text") as caught:
+            find(top=sampler(["b", 0]), b=both, **two, **graph)
+        assert not isinstance(caught.value, PromptComputed)
+    with pytest.raises(PromptComputed):
+        find(top=sampler(["b", 0]), b=both, **two, p=encode(["c", 0]), q=encode(["c", 0]))
 
 
 @pytest.mark.parametrize("written", FILLED_IN)
@@ -450,26 +544,25 @@ class TestWithTheHostsNodes:
         from noise_search.host.graph.classes import input_types, is_own, output_names
         from noise_search.host.graph.prompt_words import plain_text
 
-        return find_prompt(graph, "top", "positive", output_names, input_types, plain_text, is_own).text
+        return find_prompt(graph, "top", "positive", output_names, input_types, plain_text, is_own)
 
     def test_a_box_of_gligen_is_no_prompt(self):
         box = node("GLIGENTextBoxApply", conditioning_to=["p", 0], clip=["l", 1], text="the box", width=64, height=64)
         loader = node("CheckpointLoaderSimple", ckpt_name="x")
-        assert self.find(top=sampler(["g", 0]), g=box, p=encode("a cat"), l=loader, loader=loader) == "a cat"
+        assert self.find(top=sampler(["g", 0]), g=box, p=encode("a cat"), l=loader, loader=loader).text == "a cat"
 
     def test_whose_a_node_is_decides_about_its_text(self, monkeypatch):
         import nodes
 
         graph = {"top": sampler(["p", 0]), "p": encode("a [red] cat"), "loader": node("CheckpointLoaderSimple")}
-        assert self.find(**graph) == "a [red] cat"
+        assert self.find(**graph).text == "a [red] cat"
         monkeypatch.setattr(nodes.CLIPTextEncode, "RELATIVE_PYTHON_MODULE", "custom_nodes.other", raising=False)
-        with pytest.raises(PromptNotFound, match="may change"):
-            self.find(**graph)
+        assert self.find(**graph).filled_in_by == "node p, CLIPTextEncode"
 
     @pytest.mark.parametrize("slot, expected", [(0, "a cat"), (1, "blurry")])
     def test_v1_output_names_keep_the_conditionings_apart(self, slot, expected):
         both = node("ControlNetApplyAdvanced", positive=["p", 0], negative=["n", 0], strength=1.0)
-        assert self.find(top=sampler(["c", slot]), c=both, p=encode("a cat"), n=encode("blurry")) == expected
+        assert self.find(top=sampler(["c", slot]), c=both, p=encode("a cat"), n=encode("blurry")).text == expected
 
     @pytest.fixture
     def flux_encoder(self, monkeypatch):
@@ -482,17 +575,19 @@ class TestWithTheHostsNodes:
     def test_a_v3_encoder_is_read(self, flux_encoder):
         encoder = node("CLIPTextEncodeFlux", clip=["l", 1], clip_l="tags", t5xxl="a sentence", guidance=3.5)
         loader = node("CheckpointLoaderSimple", ckpt_name="x")
-        assert self.find(top=sampler(["e", 0]), e=encoder, l=loader) == "a sentence"
+        assert self.find(top=sampler(["e", 0]), e=encoder, l=loader).text == "a sentence"
 
     def test_a_class_that_is_not_installed_is_no_crash(self):
-        assert self.find(top=sampler(["a", 0]), a=node("Gone", conditioning=["p", 0]), p=encode("a cat")) == "a cat"
+        assert (
+            self.find(top=sampler(["a", 0]), a=node("Gone", conditioning=["p", 0]), p=encode("a cat")).text == "a cat"
+        )
 
     def test_the_nodes_of_an_expansion_are_searched_too(self):
         from comfy_execution.graph import DynamicPrompt
 
         dynprompt = DynamicPrompt({"p": encode("a cat")})
         dynprompt.add_ephemeral_node("top", sampler(["p", 0]), "p", "p")
-        assert self.find(**all_nodes(dynprompt)) == "a cat"
+        assert self.find(**all_nodes(dynprompt)).text == "a cat"
 
     def test_outputs_and_inputs_have_the_names_that_comfyui_gives_them(self):
         from noise_search.host.graph.classes import input_types, is_own, output_names
