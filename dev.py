@@ -381,6 +381,9 @@ def venv_python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+NOT_COMPILED = "--no-compile"  # Python compiles what is imported; all 17,000 files take pip half a minute
+
+
 def pip(python: Path, *arguments: str | Path) -> list[str | Path]:
     return [python, "-I", "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
 
@@ -463,7 +466,7 @@ class Environment:
         wanted.write_text("\n".join(layer.requirements) + "\n", encoding="utf-8")
         fixed.write_text("\n".join(TORCH) + "\n", encoding="utf-8")  # no requirement may move PyTorch
         progress = PipProgress(layer.packages, self._count, report)
-        code, lines = stream(pip(self.python, "install", "-r", wanted, "-c", fixed), self.lock, progress)
+        code, lines = stream(pip(self.python, "install", NOT_COMPILED, "-r", wanted, "-c", fixed), self.lock, progress)
         self.state = self._probe()
         if code:
             what = f"Installing {layer.name} failed (exit {code}): pip install {' '.join(layer.requirements)}"
@@ -618,7 +621,7 @@ class Aside:
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=HOSTS) as folder:
             new = Path(folder, "new")
             source = ("--no-deps", "--only-binary", ":all:", "--target", new)
-            command = pip(venv_python(VENV), "install", *source, *self.packages)
+            command = pip(venv_python(VENV), "install", NOT_COMPILED, *source, *self.packages)
             code, lines = stream(command, lock, lambda line: report(0.5))
             if code:
                 what = f"Could not fetch the {self.name} (exit {code}): {show(command)}"

@@ -428,6 +428,7 @@ def test_installed_once(dev, environment):
     assert install(dev, environment, "alpha", "beta") == ["installing"]
     assert install(dev, environment, "alpha", "beta") == []
     assert (site(environment) / "alpha.py").is_file()
+    assert not list(site(environment).glob("__pycache__/alpha*")), "compiling what nobody imports takes half a minute"
 
 
 def test_changed_requirements_are_installed(dev, environment, tmp_path):
