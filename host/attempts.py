@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..search.algorithm import Algorithm
 from ..search.budget import Budget
@@ -16,22 +16,35 @@ from ..search.run import search as run_search
 from ..search.winners import BatchesMix, StaleMemory
 from .memory.remembered import Remembered
 from .memory.store import StoredMemory
-from .progress import SearchProgress
-from .sampling.engine import ComfyEngine, Options
+from .progress import Sampled, SearchProgress
+from .sampling.engine import Options
 from .sampling.noise import let_noises_go
-from .sampling.stock import Sampling
 from .versions import host_info
+
+
+class MakeEngine(Protocol):
+    def __call__(
+        self,
+        judges: Judges,
+        prompt: str,
+        progress: SearchProgress,
+        candidates: int,
+        options: Options,
+        finish: Callable[[], bool],
+    ) -> Any:
+        """An engine that tells `progress` what is sampled, while it is, until `on_step` is None."""
+        ...
 
 
 @dataclass
 class Attempts:
-    """A search and what it needs. prompt, source: what the verifier is told, and where that came from. notes: what the
-    user should know. kept: what an attempt that was given up computed and the next one is charged for, as it finds it
-    in the memory.
+    """A search and what it needs. sampling: what its candidates come from; make_engine: makes them. prompt, source:
+    what the verifier is told, and where that came from. notes: what the user should know. kept: what an attempt that
+    was given up computed and the next one is charged for, as it finds it in the memory.
     """
 
-    sampling: Sampling
-    vae: Any
+    sampling: Sampled
+    make_engine: MakeEngine
     judges: Judges
     prompt: str
     source: str
@@ -76,9 +89,7 @@ class Attempts:
         sampling = self.sampling
         candidates = budget.candidates
         self.progress = SearchProgress(sampling, candidates, self.node_id)
-        engine = ComfyEngine(
-            sampling, self.vae, self.judges, self.prompt, self.progress.step, candidates, self.options, self.finish
-        )
+        engine = self.make_engine(self.judges, self.prompt, self.progress, candidates, self.options, self.finish)
         remembering = None if memory is None else RememberingEngine(engine, memory)
         limits = {key: value for key, value in asdict(budget).items() if value is not None}
         settings = {**sampling.settings, "seed": self.seed, **limits, "prompt": self.prompt, "prompt_from": self.source}
@@ -110,5 +121,5 @@ class Attempts:
         finally:
             self.progress.close()
             engine.on_step = None  # it leads back to the engine: the models would wait for the garbage collector
-        self.notes += engine.batches.notes
+        self.notes += engine.notes
         return pool

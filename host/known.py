@@ -69,6 +69,13 @@ LEAVE_BEHIND = frozenset(
     }
 )
 RANDOM_NOISE = ("nodes_custom_sampler", "Noise_RandomNoise")  # the module and class of a NOISE that is a seed
+# ComfyUI's samplers that draw their noise from a seed, and the nodes of this pack that do the same with any noise: in
+# Search Picture these stand in for them where a noise is no seed.
+PART_SAMPLERS = {
+    "KSampler": "NoiseSearchPartKSampler",
+    "KSamplerAdvanced": "NoiseSearchPartKSamplerAdvanced",
+    "SamplerCustom": "NoiseSearchPartSamplerCustom",
+}
 MIXING = dict(MIXES.values())  # module -> what the log calls it
 CACHE = "cache"  # in the name of what a cache puts into `transformer_options`: EasyCache, LazyCache, TeaCache
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.utils
@@ -15,10 +15,10 @@ import latent_preview
 import torch
 from tqdm.auto import tqdm
 
+from ..search.ledger import Ledger
 from ..search.log import DRAFT, PREVIEW, Candidate, Pool, SearchLog
 from ..search.run import Run
 from .pictures import to_pil
-from .sampling.stock import Sampling
 from .server import running_server
 
 PREVIEW_SIZE = 512
@@ -47,11 +47,31 @@ def in_lines(text: str) -> str:
     return "\n".join(textwrap.fill(line, TEXT_WIDTH, break_on_hyphens=False) for line in text.split("\n"))
 
 
+class Sampled(Protocol):
+    """What the candidates of a search come from: its `Sampling`, or a part of the user's graph. model: whose latents
+    can be shown while they are sampled, or None. settings: what the log should say of it."""
+
+    evaluations: Any
+    steps: int
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def model(self) -> Any: ...
+
+
 class SearchProgress:
     """Fills once, with the work done. Shows the running latent until there is a best image, then the best so far, and
     at the end the winner."""
 
-    def __init__(self, sampling: Sampling, candidates: int, node_id: str | None = None):
+    def __init__(self, sampling: Sampled, candidates: int, node_id: str | None = None):
         self.sampling = sampling
         self.candidates = candidates
         self.node_id = node_id
@@ -59,12 +79,11 @@ class SearchProgress:
         self.run: Run | None = None
         self.value = 0
         self.evaluated = sampling.evaluations.rows  # before this search
-        model = sampling.model
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.previewer = previewer_of(sampling.model)
         self.pictured: int | None = None  # the candidate on show
         self.shown = -math.inf
         self.clock = _Clock(sampling.steps)
-        self.bar = comfy.utils.ProgressBar(self.total)
+        self.bar = comfy.utils.ProgressBar(self.total, node_id=node_id)
         self.console = _ConsoleBar(self.total)
 
     def step(self, step: int, x0: Any, x: Any, total_steps: int) -> None:
@@ -74,6 +93,11 @@ class SearchProgress:
             x0 = x0.tensors[0] if x0.is_nested else x0
             preview = self.previewer.decode_latent_to_preview_image("JPEG", x0)
         self._show(preview)
+
+    def evaluation(self) -> None:
+        """A model is about to be called, by a sampler that calls nobody back."""
+        if self.run is not None:
+            self._show(None)
 
     def candidate(self, run: Run, candidate: Candidate) -> None:
         """A candidate is scored: a line of text, and the picture of the best so far where that is another one now."""
@@ -125,6 +149,11 @@ class SearchProgress:
             return None
         self.pictured = best.index
         return "JPEG", to_pil(image), min(PREVIEW_SIZE, max(image.shape[:2]))  # ComfyUI would enlarge a smaller one
+
+
+def previewer_of(model: Any) -> Any:
+    """What makes previews of a model's latents, or None."""
+    return None if model is None else latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
 
 class _ConsoleBar:

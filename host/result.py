@@ -17,21 +17,30 @@ from .sampling.stock import Sampling
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """latent, denoised: LATENT of the winners; image: [B, H, W, C]; noise: NOISE that makes the winners again;
-    top_images, top_recipes: of rank 1, 2, ...; an image [B, H, W, C] and a recipe per item each;
-    text: what the node says of it."""
+class Found:
+    """What every search hands on. images: of the winners, batches [B, H, W, C]; top_images: of rank 1, 2, ...;
+    top_recipes: a recipe per item each; text: what the node says of it."""
 
-    latent: dict[str, Any]
-    denoised: dict[str, Any]
-    image: torch.Tensor
-    noise: RecipeNoise
+    images: list[torch.Tensor]
     seed: int
     recipe: str
     log: SearchLog
     top_images: list[torch.Tensor]
     top_recipes: tuple[tuple[Recipe, ...], ...]
     text: str
+
+
+@dataclass(frozen=True)
+class SearchResult(Found):
+    """latent, denoised: LATENT of the winners; noise: NOISE that makes the winners again."""
+
+    latent: dict[str, Any]
+    denoised: dict[str, Any]
+    noise: RecipeNoise
+
+    @property
+    def image(self) -> torch.Tensor:
+        return self.images[0]
 
 
 def collect(pool: Pool, sampling: Sampling) -> SearchResult:
@@ -43,17 +52,21 @@ def collect(pool: Pool, sampling: Sampling) -> SearchResult:
     return SearchResult(
         latent={**sampling.latent, "samples": join_rows([result.samples for result in best])},
         denoised={**sampling.latent, **sampling.ratios, "samples": join_rows([result.denoised for result in best])},
-        image=join_images([result.image for result in best]),
+        images=[join_images([result.image for result in best])],
         noise=RecipeNoise(recipes),
         seed=recipes[0].seed,
         recipe=to_json(recipes),
         log=log,
         top_images=[join_images([result.image for result in rank]) for rank in ranks],
-        top_recipes=tuple(
-            tuple(log.candidates[log.order(row)[rank]].recipes[row] for row in range(log.rows))
-            for rank in range(len(ranks))
-        ),
+        top_recipes=ranked_recipes(log, len(ranks)),
         text=outcome(log),
+    )
+
+
+def ranked_recipes(log: SearchLog, count: int) -> tuple[tuple[Recipe, ...], ...]:
+    """Of the best, the second best and so on: the recipe of each row."""
+    return tuple(
+        tuple(log.candidates[log.order(row)[rank]].recipes[row] for row in range(log.rows)) for rank in range(count)
     )
 
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ..search.algorithm import Algorithm
 from ..search.algorithms.random_search import RandomSearch
 from ..search.algorithms.replay import ReplayRecipe
 from ..search.budget import Budget
-from ..search.judges import judges_of
+from ..search.judges import Judges, judges_of
 from ..verifiers.console import logger
 from .attempts import Attempts
 from .graph import metadata
-from .graph.again import carried, made_again
+from .graph.again import can_come_from, carried, made_again
 from .graph.finish import ended_early, finishable
 from .graph.graph import Graph
 from .graph.verifier_prompt import prompt_notes, verifier_prompt
 from .memory.key import files_behind, read_search
 from .memory.remembered import Remembered
 from .memory.store import Store
-from .progress import send_text
-from .result import SearchResult, collect
-from .sampling.engine import Options
+from .progress import SearchProgress, send_text
+from .result import Found, SearchResult, collect
+from .sampling.engine import ComfyEngine, Options
 from .sampling.feasible import feasible
 from .sampling.stock import Sampling
 from .versions import host_info
@@ -69,7 +69,8 @@ def run_node(
     )
     with finishable(graph) as finish:
         attempts = Attempts(
-            sampling, vae, judges, told.text, told.source, seed, top_k, graph.user_id, options, drop_bad, finish,
+            sampling, partial(make_engine, sampling, vae), judges, told.text,
+            told.source, seed, top_k, graph.user_id, options, drop_bad, finish,
             remembered, notes,
         )  # fmt: skip
         try:
@@ -79,7 +80,9 @@ def run_node(
                     pool = attempts.run(algorithm, budget)
                 else:
                     wanted = top_k if graph.uses("top_images") else 1
-                    pool = made_again(winners, wanted, candidates, sampling, attempts.run, notes)
+                    pool = made_again(
+                        winners, wanted, partial(can_come_from, candidates, sampling), attempts.run, notes
+                    )
         except BaseException as error:  # ComfyUI will say that the job failed
             send_text(remembered.what_is_left(error), graph.user_id)
             raise
@@ -96,7 +99,20 @@ def run_node(
     return result
 
 
-def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
+def make_engine(
+    sampling: Sampling,
+    vae: Any,
+    judges: Judges,
+    prompt: str,
+    progress: SearchProgress,
+    candidates: int,
+    options: Options,
+    finish: Callable[[], bool],
+) -> ComfyEngine:
+    return ComfyEngine(sampling, vae, judges, prompt, progress.step, candidates, options, finish)
+
+
+def write_metadata(result: Found, prompt: str, graph: Graph) -> None:
     """Leaves the winner's recipe for the pictures that are saved after this."""
     log = result.log
     metadata.write(
@@ -105,7 +121,7 @@ def write_metadata(result: SearchResult, prompt: str, graph: Graph) -> None:
         seed=result.seed,
         score=[log.merit(log.best(row).index, row)[1] for row in range(log.rows)],
         prompt=prompt,
-        image=result.image,
+        images=result.images,
         ranks=result.top_recipes,
         values=tuple(log.best(row).values[row] for row in range(log.rows)),
     )

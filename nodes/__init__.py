@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..host.memory.routes import register_routes
-from . import demo, ensemble, graph, report, samplers, searches, verifiers, vlm
+from . import demo, ensemble, graph, picture, report, samplers, searches, verifiers, vlm
 
 
 class NoiseSearchExtension(ComfyExtension):
@@ -13,6 +13,7 @@ class NoiseSearchExtension(ComfyExtension):
         register_routes()
         return [
             *samplers.NODES,
+            *picture.NODES,
             *searches.NODES,
             *graph.NODES,
             *verifiers.NODES,

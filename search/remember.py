@@ -225,7 +225,7 @@ class RememberingEngine:
         return segments(self.engine).steps_between(start, end)
 
     def _work(self, what: str, recipes: Recipes) -> str:
-        return f"{self.engine.steps} steps, {what}: {to_json(list(recipes))}"
+        return work_name(self.engine.steps, what, recipes)
 
     def _without(self, finished: bool) -> set[int]:
         """The members that never give this candidate a value."""
@@ -254,3 +254,8 @@ class RememberingEngine:
         scored = [column for column in range(len(self.members)) if column not in without]
         if made.error is None and bool(made.values[:, scored].isfinite().all()):
             self.memory.keep_candidate(work, made)
+
+
+def work_name(steps: int, what: str, recipes: Recipes) -> str:
+    """How a memory names a piece of work: on a schedule of so many steps, with these recipes."""
+    return f"{steps} steps, {what}: {to_json(list(recipes))}"

@@ -35,19 +35,18 @@ def carried(graph: Graph, seed: int, scored: bool, notes: list[str]) -> Winners 
 def made_again(
     winners: Winners,
     wanted: int,
-    candidates: int,
-    sampling: Sampling,
+    possible: Callable[[Recipe], bool],
     run: Callable[[Algorithm, Budget], Pool],
     notes: list[str],
 ) -> Pool:
     """What a saved picture found, at the cost of its winners. Raises ValueError where they cannot be made here.
 
-    wanted: of its ranks. candidates: of the search that found them, which bounds what its recipes can be. run: a search
-    within a budget. notes: get what the user should know.
+    wanted: of its ranks. possible: whether the search can have found such a recipe. run: a search within a budget.
+    notes: get what the user should know.
     """
     recipes, *others = ranks = winners.recipes[:wanted]
     try:
-        if not all(_can_come_from(candidates, sampling, recipe) for rank in ranks for recipe in rank):
+        if not all(possible(recipe) for rank in ranks for recipe in rank):
             raise ValueError("no search of this workflow finds such a recipe")
         most = sum(1 + len(recipe.jumps) for rank in ranks for recipe in rank)  # stock runs; a jump adds up to one
         pool = run(ReplayRecipe(recipes, tuple(others)), Budget(2 * most))
@@ -62,7 +61,7 @@ def made_again(
     return pool
 
 
-def _can_come_from(candidates: int, sampling: Sampling, recipe: Recipe) -> bool:
+def can_come_from(candidates: int, sampling: Sampling, recipe: Recipe) -> bool:
     """Guards against recipes from strangers, which may ask for thousands of draws: False for one with more moves or
     jumps than a search of this many candidates could have made."""
     evaluations = candidates * max(sampling.steps, 1)  # a move and a jump took one or more each

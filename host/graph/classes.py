@@ -9,6 +9,7 @@ from typing import Any
 import nodes  # ComfyUI's
 
 from ..known import OWN_MODULES
+from .part import NodeClass
 
 
 def output_names(class_type: str) -> list[str]:
@@ -41,3 +42,19 @@ def declared(class_type: str) -> Mapping[str, Any]:
         inputs = node.INPUT_TYPES() if node is not None else {}
         return {**inputs.get("required", {}), **inputs.get("optional", {})}
     return {}
+
+
+def node_class(class_type: str) -> NodeClass:
+    """What the search for a picture's noises asks of a class; nothing where ComfyUI does not know it."""
+    node = nodes.NODE_CLASS_MAPPINGS.get(class_type)
+    if node is None:
+        return NodeClass()
+    inputs = declared(class_type).items()
+    lazy = frozenset(
+        name for name, spec in inputs if len(spec) > 1 and isinstance(spec[1], Mapping) and spec[1].get("lazy")
+    )
+    outputs = tuple(
+        "COMBO" if isinstance(kind, list) else str(getattr(kind, "value", kind)) for kind in node.RETURN_TYPES
+    )
+    is_output, is_paid = (bool(getattr(node, name, False)) for name in ("OUTPUT_NODE", "API_NODE"))
+    return NodeClass(input_types(class_type), outputs, lazy, is_output, is_paid)

@@ -19,7 +19,7 @@ def write(
     seed: int,
     score: Sequence[Any],
     prompt: str,
-    image: torch.Tensor,
+    images: Sequence[torch.Tensor],
     ranks: travel.Ranks,
     values: travel.Values,
 ) -> None:
@@ -27,7 +27,7 @@ def write(
 
     ComfyUI writes it into every picture that is saved after the search, so `sha256` says which one is meant: that of
     the winner's 8-bit RGB pixels, one per image. A node that runs several times in one prompt adds an entry each time.
-    ranks, values: of `travel.Winners`.
+    images: the winners', a batch or several. ranks, values: of `travel.Winners`.
     """
     if graph.extra_pnginfo is None or graph.user_id is None:
         return
@@ -36,8 +36,8 @@ def write(
         "seed": seed,
         "score": list(score),
         "prompt": prompt,
-        "sha256": [pixels_sha256(one) for one in image],
+        "sha256": [pixels_sha256(one) for batch in images for one in batch],
     }
-    runs, winners = graph.runs, travel.Winners(ranks, values, coarse([image]))
+    runs, winners = graph.runs, travel.Winners(ranks, values, coarse(images))
     travel.leave(graph.workflow, graph.prompt, graph.user_id, len(runs), winners, lambda: graph.files)
     graph.extra_pnginfo[METADATA] = {**graph.searches, graph.user_id: [*runs, portable(entry)]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..graph.files import model_files
@@ -46,14 +46,8 @@ def read_search(
     read before the search; what has changed since is what sampling leaves behind, and does not count from now on.
     Raises Unreadable, which says what cannot be read.
     """
-    content = Content(before)
-    content.know(sampling.model.model)
     parts = {
-        "format": FORMAT,
-        "host": host_source(),
-        "versions": dict(versions),
-        "machine": machine(),
-        "files": list(files),
+        **of_this_machine(versions, files),
         "guider": sampling.source,
         "sampler": sampling.sampler,
         "sigmas": sampling.sigmas,
@@ -64,6 +58,46 @@ def read_search(
         "prompt": prompt,
         "frames": frames,
     }
+    return _read([sampling.model], parts, before)
+
+
+def read_picture(
+    workflow: Mapping[str, Any],
+    models: Sequence[Any],
+    verifier: Any,
+    prompts: Sequence[str],
+    frames: int,
+    versions: Mapping[str, str],
+    files: Any = (),
+    before: Content | None = None,
+) -> Content:
+    """All that determines the candidates of a search of a picture. workflow: its nodes and what comes into them;
+    models: those among that. Else as `read_search`."""
+    parts = {
+        **of_this_machine(versions, files),
+        "workflow": dict(workflow),
+        "verifier": identity(verifier),
+        "prompts": list(prompts),
+        "frames": frames,
+    }
+    return _read(models, parts, before)
+
+
+def of_this_machine(versions: Mapping[str, str], files: Any) -> dict[str, Any]:
+    """What is in every key."""
+    return {
+        "format": FORMAT,
+        "host": host_source(),
+        "versions": dict(versions),
+        "machine": machine(),
+        "files": list(files),
+    }
+
+
+def _read(models: Sequence[Any], parts: Mapping[str, Any], before: Content | None) -> Content:
+    content = Content(before)
+    for model in models:
+        content.know(model.model)
     for name, part in parts.items():
         content.add(name, "")
         content.add(part, name)

@@ -97,6 +97,11 @@ class ComfyEngine:
         return self.sampling.steps
 
     @property
+    def notes(self) -> list[str]:
+        """What the user should know."""
+        return self.batches.notes
+
+    @property
     def parts(self) -> tuple[type, ...]:
         return Segments, Drafts
 
@@ -316,11 +321,15 @@ def join_rows(rows: Sequence[Any]) -> Any:
 
 
 def thumbnails(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """uint8 [rows, h, w, 3]: the first frame of each row, longest side THUMBNAIL_SIZE or less."""
-    frames = [image[0, ..., :3] for image in images]
-    first = (torch.stack(frames) if len(frames) > 1 else frames[0][None]).float().movedim(-1, 1)
-    scale = min(1.0, THUMBNAIL_SIZE / max(first.shape[-2:]))
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in first.shape[-2:]]
-        first = torch.nn.functional.interpolate(first, size=size, mode="area")
+    """uint8 [rows, h, w, 3]: the first frame of each row, longest side THUMBNAIL_SIZE or less; of the first row's shape
+    where rows differ."""
+    frames = [image[:1, ..., :3].float().movedim(-1, 1) for image in images]
+    sides = frames[0].shape[-2:]
+    scale = min(1.0, THUMBNAIL_SIZE / max(sides))
+    size = [max(1, round(side * scale)) for side in sides] if scale < 1 else list(sides)
+    shrunk = [
+        frame if list(frame.shape[-2:]) == size else torch.nn.functional.interpolate(frame, size=size, mode="area")
+        for frame in frames
+    ]
+    first = torch.cat(shrunk) if len(shrunk) > 1 else shrunk[0]
     return first.movedim(1, -1).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)

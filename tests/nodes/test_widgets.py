@@ -21,6 +21,7 @@ pytest.importorskip("comfy")
 
 import comfy.clip_vision
 import comfy.samplers
+import executor
 import folder_paths
 import tiny_clips
 import tiny_imagereward
@@ -33,6 +34,7 @@ from conformance import search as run_search
 from noise_search.host.judging import folders
 from noise_search.host.memory.store import Store
 from noise_search.host.pictures import to_image
+from noise_search.nodes import picture as picture_nodes
 from noise_search.report.canvas import THEMES
 from noise_search.report.charts import score_curve
 from noise_search.report.contact_sheet import contact_sheet
@@ -49,7 +51,12 @@ import nodes as comfy_nodes
 
 EXTENSION = asyncio.run(__import__("noise_search").comfy_entrypoint())
 NODES = {node.define_schema().node_id: node for node in asyncio.run(EXTENSION.get_node_list())}
-INPUTS = [(name, item.id) for name, node in NODES.items() for item in node.define_schema().inputs]
+INPUTS = [
+    (name, item.id)
+    for name, node in NODES.items()
+    for item in node.define_schema().inputs
+    if not node.define_schema().is_dev_only  # they have no widgets: ComfyUI's own values go into them
+]
 CHECKS: dict[tuple[str, str], Callable] = {}
 
 
@@ -856,6 +863,128 @@ def report(log=None, **inputs):
 
 def LOG():
     return run_search(RandomSearch(), SyntheticEngine(smooth), SEED, Budget(5)).log
+
+
+@reaches("Picture", *(f"also_{number}" for number in range(1, 17)))
+def check_more_of_the_winner(name, monkeypatch):
+    """What goes in comes out under the same name, the winner's own. One search for all."""
+    if not more_of_the_winner:
+        links = {f"also_{number}": ["k" if number % 2 else "decode", 0] for number in range(1, 17)}
+        more_of_the_winner.update(search_picture(monkeypatch, **links))
+    [value], number = more_of_the_winner[name], int(name.removeprefix("also_"))
+    if number % 2:
+        assert torch.equal(value["samples"], more_of_the_winner["latent"])
+    else:
+        assert torch.equal(value, more_of_the_winner["image"][0])
+
+
+more_of_the_winner: dict[str, list] = {}
+
+
+@reaches("Picture", "image")
+def check_the_picture(monkeypatch):
+    assert search_picture(monkeypatch, image=["twice", 0])["image"][0].shape[1:3] == (128, 128)
+
+
+@reaches("Picture", "verifier", "candidates", "prompt", "top_k", "frames", "bad_candidate", "vary")
+def check_a_picture(name, monkeypatch):
+    ways = {
+        "verifier": (["shade", 0], lambda found: found["log"][0].members, ("shade",)),
+        "candidates": (3, lambda found: len(found["log"][0].candidates), 3),
+        "prompt": ("a blue square", lambda found: found["log"][0].settings["prompt"], "a blue square"),
+        "top_k": (1, lambda found: len(found["top_images"]), 1),
+        "frames": (1, lambda found: picture_options[-1].frames, 1),
+        "bad_candidate": ("leave it out", lambda found: picture_drops[-1], True),
+        "vary": ("all stages", lambda found: found["log"][0].settings["seeds of"].count("KSampler"), 2),
+    }
+    value, seen, expected = ways[name]
+    picture_options, picture_drops = [], []
+    module = picture_nodes
+    whole = module.search_picture
+
+    def watched(*args, drop_bad=False, **kwargs):
+        picture_options.append(args[8])
+        picture_drops.append(drop_bad)
+        return whole(*args, drop_bad=drop_bad, **kwargs)
+
+    monkeypatch.setattr(module, "search_picture", watched)
+    assert seen(search_picture(monkeypatch, **{name: value})) == expected
+    assert seen(search_picture(monkeypatch)) != expected
+
+
+@reaches("Picture", "search")
+def check_the_search_of_a_picture(monkeypatch):
+    found = search_picture(monkeypatch, search=["search", 0])
+    assert all(one.recipes[0].moves for one in found["log"][0].candidates[1:])
+
+
+@reaches("Picture", "budget")
+def check_the_budget_of_a_picture(monkeypatch):
+    assert len(search_picture(monkeypatch, candidates=4, budget=["budget", 0])["log"][0].candidates) == 2
+
+
+def search_picture(monkeypatch, **inputs):
+    """What Search Picture gives in a workflow of two stages, by output."""
+    host = executor.host(monkeypatch)
+    found = {}
+
+    class Keep:
+        CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE, INPUT_IS_LIST = "test", "keep", (), True, True
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"value": ("*",), "name": ("STRING",)}}
+
+        def keep(self, value, name):
+            found[name[0]] = value
+            return ()
+
+    class ShadeLoader:
+        CATEGORY, FUNCTION, RETURN_TYPES = "test", "load", ("NOISE_SEARCH_VERIFIER",)
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {}}
+
+        def load(self):
+            return (Shade(),)
+
+    for kind in (Keep, ShadeLoader):
+        monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, kind.__name__, kind)
+    demo, latent = {"model": ["demo", 0], "positive": ["pos", 0], "negative": ["pos", 0]}, ["empty", 0]
+    schedule = {"steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    nodes = {
+        "demo": ("NoiseSearchDemoCheckpoint", {}),
+        "shade": ("ShadeLoader", {}),
+        "search": ("NoiseSearchZeroOrder", {"neighbours": 2, "angle": 20.0, "no_better_neighbour": "keep the pivot"}),
+        "budget": ("NoiseSearchBudget", {"max_nfe": 8, "max_seconds": 0.0, "stop_at_target": False,
+                                         "target_score": 0.0, "patience": 0}),
+        "pos": ("CLIPTextEncode", {"clip": ["demo", 1], "text": "a red circle"}),
+        "empty": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "first": ("KSampler", {**demo, **schedule, "seed": 1, "latent_image": latent, "denoise": 1.0}),
+        "k": ("KSampler", {**demo, **schedule, "seed": 9, "latent_image": ["first", 0], "denoise": 0.5}),
+        "decode": ("VAEDecode", {"samples": ["k", 0], "vae": ["demo", 2]}),
+        "twice": ("ImageScaleBy", {"image": ["decode", 0], "upscale_method": "area", "scale_by": 2.0}),
+        "picture": ("NoiseSearchPicture", {"image": ["decode", 0], "verifier": ["demo", 3], "candidates": 2,
+                                           "prompt": "", "top_k": 4, "vary": "the first stage", **inputs}),
+    }  # fmt: skip
+    names = ["image", "seed", "recipe", "log", "top_images", *(f"also_{number}" for number in range(1, 17))]
+    for slot, name in enumerate(names):
+        if slot < 5 or name in inputs:
+            nodes[f"keep {name}"] = ("Keep", {"value": ["picture", slot], "name": name})
+    host.run(api_graph(nodes), *(name for name in nodes if name.startswith("keep")))
+    if not any(name.startswith("also") for name in inputs):
+        return found
+    first, _ = nodes["first"], nodes.pop("picture")
+    nodes = {name: one for name, one in nodes.items() if not name.startswith("keep")}
+    nodes["first"] = (first[0], {**first[1], "seed": found["seed"][0]})
+    nodes["keep latent"] = ("Keep", {"value": ["k", 0], "name": "latent"})
+    host.run(api_graph(nodes), "keep latent")
+    return {**found, "latent": found["latent"][0]["samples"]}
+
+
+def api_graph(nodes):
+    return {name: {"class_type": kind, "inputs": dict(given)} for name, (kind, given) in nodes.items()}
 
 
 @reaches("Report", "log")

@@ -1,0 +1,1 @@
+"""Search Picture: whatever makes a picture, searched by its noises."""

@@ -1,0 +1,265 @@
+"""Search Picture, and the samplers that stand in for ComfyUI's inside its runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io, ui
+
+from ..host.graph.finish import fingerprint
+from ..host.graph.graph import Graph
+from ..host.memory.store import default as default_store
+from ..host.picture import samplers
+from ..host.picture.plan import ALSO, needs, workflow_of
+from ..host.picture.search import search_picture
+from ..host.sampling.engine import Options
+from . import types
+
+VARY = ("the first stage", "all stages")
+MOST_ALSO = 16
+WIDGETS = ("candidates", "top_k", "vary", "verifier", "search", "budget", "frames", "bad_candidate")
+
+
+def also_inputs() -> list[io.Input]:
+    return [
+        io.AnyType.Input(
+            f"{ALSO}{number}",
+            optional=True,
+            lazy=True,
+            raw_link=True,
+            tooltip="What else you want of the winner: its latent, mask, sound, a second picture. Comes out beside it.",
+        )
+        for number in range(1, MOST_ALSO + 1)
+    ]
+
+
+class SearchPicture(types.Node):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchPicture",
+            display_name="Search Picture",
+            category=types.CATEGORY,
+            description=(
+                "Put it on the wire of any finished picture or video: it runs the part of the workflow that makes it "
+                "with other noises, scores every picture with a verifier and hands on the best. With one candidate it "
+                "hands on the picture as it is."
+            ),
+            search_aliases=["best of n", "noise search", "better seed", "pick best image", "search workflow"],
+            inputs=[
+                io.Image.Input(
+                    "image",
+                    lazy=True,
+                    raw_link=True,
+                    tooltip=(
+                        "The picture to search, from VAE Decode or whatever comes last. A batch or list of B pictures "
+                        "is B searches at once; a video is one."
+                    ),
+                ),
+                types.verifier_input(),
+                io.Int.Input(
+                    "candidates",
+                    default=8,
+                    min=1,
+                    max=types.MAX_CANDIDATES,
+                    tooltip=(
+                        "How many pictures to try. The first is your workflow as it stands, the second has the seed of "
+                        "its sampler plus 1, and so on. Set that seed's control to fixed: 'increment' would repeat all "
+                        "candidates but one."
+                    ),
+                ),
+                types.prompt_input(),
+                types.top_k_input(),
+                io.Combo.Input(
+                    "vary",
+                    options=list(VARY),
+                    default=VARY[0],
+                    tooltip=(
+                        "Which noises to vary where the workflow samples in several stages: that of the first alone, "
+                        "or also those that later stages add."
+                    ),
+                ),
+                types.search_input(),
+                types.budget_input(),
+                types.frames_input(),
+                types.bad_candidate_input(),
+                *also_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", is_output_list=True, tooltip="The best picture."),
+                io.Int.Output(
+                    display_name="seed",
+                    tooltip=(
+                        "The winning seed: after Random Search the workflow makes the same picture with it. In a "
+                        "batch, the first item's."
+                    ),
+                ),
+                io.String.Output(
+                    display_name="recipe", tooltip="How to make the winner again: paste it into Replay Recipe."
+                ),
+                types.SearchLog.Output(
+                    display_name="log", tooltip="Every candidate with its scores, for Search Report."
+                ),
+                io.Image.Output(
+                    display_name="top_images", is_output_list=True, tooltip="The best pictures, best first (see top_k)."
+                ),
+                *(
+                    io.AnyType.Output(
+                        display_name=f"{ALSO}{number}", is_output_list=True, tooltip="The winner's own, of that input."
+                    )
+                    for number in range(1, MOST_ALSO + 1)
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo],
+            is_input_list=True,
+            **types.SHOWN_AGAIN,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> int:
+        return fingerprint(cls.hidden)
+
+    @classmethod
+    def check_lazy_status(cls, **inputs) -> list[str]:
+        return needs(cls.hidden, inputs, first(inputs, "vary") == VARY[1])
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        workflow = workflow_of(cls.hidden, inputs, first(inputs, "vary") == VARY[1])
+        try:
+            found = search_picture(
+                workflow,
+                first(inputs, "verifier"),
+                first(inputs, "candidates"),
+                inputs["prompt"],
+                first(inputs, "top_k"),
+                Graph.of(cls.hidden),
+                first(inputs, "search"),
+                first(inputs, "budget"),
+                Options(batch_size=1, frames=first(inputs, "frames", 8)),
+                drop_bad=first(inputs, "bad_candidate", types.BAD_CANDIDATES[0]) != types.BAD_CANDIDATES[0],
+                store=default_store(),
+            )
+        finally:
+            workflow.runs.close()
+        linked = [name for name in inputs if name.startswith(ALSO)]
+        extras: dict[str, list[Any]] = dict(zip(sorted(linked, key=len), found.extras, strict=True))
+        pictures = [ui.PreviewImage(image, cls=cls).as_dict() for image in found.images]
+        shown = {
+            "images": [one for picture in pictures for one in picture["images"]],
+            "animated": pictures[0]["animated"],
+        }
+        return io.NodeOutput(
+            found.images,
+            found.seed,
+            found.recipe,
+            found.log,
+            found.top_images,
+            *(extras.get(f"{ALSO}{number}", [None]) for number in range(1, MOST_ALSO + 1)),
+            ui=shown | {"text": [found.text]},
+        )
+
+
+def first(inputs: dict[str, Any], name: str, default: Any = None) -> Any:
+    """What stands at an input of a node that takes lists."""
+    values = inputs.get(name)
+    return values[0] if values else default
+
+
+class PartKSampler(types.Node):
+    """KSampler from any noise. It stands in for KSampler inside the runs of Search Picture, and in no menu."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchPartKSampler",
+            display_name="KSampler (from Noise)",
+            category=types.CATEGORY,
+            description="Used by Search Picture in KSampler's place, where a noise is no seed.",
+            is_dev_only=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.Noise.Input("noise"),
+                *schedule_inputs(),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return io.NodeOutput(samplers.ksampler(**inputs))
+
+
+class PartKSamplerAdvanced(types.Node):
+    """As `PartKSampler`, for KSampler (Advanced)."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchPartKSamplerAdvanced",
+            display_name="KSampler (Advanced, from Noise)",
+            category=types.CATEGORY,
+            description="Used by Search Picture in KSampler (Advanced)'s place, where a noise is no seed.",
+            is_dev_only=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input("add_noise", options=["enable", "disable"]),
+                io.Noise.Input("noise"),
+                *schedule_inputs(),
+                io.Int.Input("start_at_step", default=0, min=0, max=10000),
+                io.Int.Input("end_at_step", default=10000, min=0, max=10000),
+                io.Combo.Input("return_with_leftover_noise", options=["disable", "enable"]),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return io.NodeOutput(samplers.ksampler_advanced(**inputs))
+
+
+class PartSamplerCustom(types.Node):
+    """As `PartKSampler`, for SamplerCustom."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchPartSamplerCustom",
+            display_name="SamplerCustom (from Noise)",
+            category=types.CATEGORY,
+            description="Used by Search Picture in SamplerCustom's place, where a noise is no seed.",
+            is_dev_only=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.Boolean.Input("add_noise", default=True),
+                io.Noise.Input("noise"),
+                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Sampler.Input("sampler"),
+                io.Sigmas.Input("sigmas"),
+                io.Latent.Input("latent_image"),
+            ],
+            outputs=[io.Latent.Output(display_name="output"), io.Latent.Output(display_name="denoised_output")],
+        )
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return io.NodeOutput(*samplers.sampler_custom(**inputs))
+
+
+def schedule_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input("steps", default=20, min=1, max=10000),
+        io.Float.Input("cfg", default=8.0, min=0.0, max=100.0),
+        io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS),
+        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
+        io.Conditioning.Input("positive"),
+        io.Conditioning.Input("negative"),
+        io.Latent.Input("latent_image"),
+    ]
+
+
+NODES = [SearchPicture, PartKSampler, PartKSamplerAdvanced, PartSamplerCustom]
