@@ -213,6 +213,7 @@ def test_models_without_a_table_of_positions_take_any_latent():
 # -------------------------------------------------------------------------------------------------------- autoencoder
 
 
+@pytest.mark.any_host
 def test_the_autoencoder_gives_the_picture_back(demo):
     prompts, images = pictures(24)
     decoded = demo.vae.decode(demo.vae.encode(images)).clamp(0, 1)
@@ -281,6 +282,7 @@ def test_the_verifier_finds_the_caption_of_held_out_pictures(verifier):
 # ---------------------------------------------------------------------------------------------------------- the point
 
 
+@pytest.mark.any_host
 def test_the_seed_decides(demo):
     """Of 32 pictures of easy prompts some follow and some do not."""
     verdicts = []

@@ -85,7 +85,7 @@ def test_resident_memory_is_read_in_mebibytes():
 
 @pytest.mark.any_host
 @pytest.mark.comfyui
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="COMFYUI_PATH is not set")
 def test_the_size_without_a_file_runs_on_a_real_server(overhead):
     options = argparse.Namespace(

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from functools import cache
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ ALGORITHMS = {
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def find(demo):
     @torch.inference_mode()
     def find(
@@ -56,6 +57,12 @@ def find(demo):
         return result, sampling.evaluations.rows
 
     return find
+
+
+@pytest.fixture(scope="module")
+def whole(find):
+    """A search without a store that never stops, and what it evaluated."""
+    return cache(lambda algorithm, candidates=CANDIDATES: find(None, algorithm, candidates=candidates))
 
 
 def found(result):
@@ -80,18 +87,18 @@ def test_the_same_search_again_renders_its_winner_alone(store, find, algorithm, 
 
 
 @every_algorithm
-def test_without_a_store_it_finds_the_same(store, find, algorithm):
-    assert found(find(store, algorithm)[0]) == found(find(None, algorithm)[0])
+def test_without_a_store_it_finds_the_same(store, find, whole, algorithm):
+    assert found(find(store, algorithm)[0]) == found(whole(algorithm)[0])
 
 
 @every_algorithm
 @pytest.mark.parametrize("at", [1, 4])
-def test_after_cancel_it_goes_on(store, find, algorithm, at):
-    whole, evaluated = find(None, algorithm)
+def test_after_cancel_it_goes_on(store, find, whole, algorithm, at):
+    expected, evaluated = whole(algorithm)
     with pytest.raises(mm.InterruptProcessingException):
         find(store, algorithm, verifier=Red(cancel_at=at))
     resumed, rest = find(store, algorithm)
-    assert found(resumed) == found(whole)
+    assert found(resumed) == found(expected)
     assert len(resumed.log.recalled) == at
     assert rest < evaluated + STEPS + 1
 
@@ -113,11 +120,10 @@ def test_cancel_is_honoured_while_candidates_are_remembered(store, find, monkeyp
 
 
 @every_algorithm
-def test_a_larger_search_goes_on_from_a_smaller(store, find, algorithm):
-    whole, _ = find(None, algorithm, candidates=12)
+def test_a_larger_search_goes_on_from_a_smaller(store, find, whole, algorithm):
     find(store, algorithm)
-    larger, _ = find(store, algorithm, candidates=12)
-    assert found(larger) == found(whole)
+    larger, _ = find(store, algorithm, candidates=9)
+    assert found(larger) == found(whole(algorithm, 9)[0])
     assert larger.log.recalled
 
 
