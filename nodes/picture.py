@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..host.graph.finish import fingerprint
 from ..host.graph.graph import Graph
+from ..host.graph.verifier_prompt import ask_for_prompt
 from ..host.memory.store import default as default_store
 from ..host.picture import samplers
 from ..host.picture.plan import ALSO, needs, workflow_of
@@ -122,11 +123,15 @@ class SearchPicture(types.Node):
 
     @classmethod
     def check_lazy_status(cls, **inputs) -> list[str]:
-        return needs(cls.hidden, inputs, first(inputs, "vary") == VARY[1])
+        wanted = needs(cls.hidden, inputs, first(inputs, "vary") == VARY[1])
+        if first(inputs, "candidates") == 1:  # nothing is chosen
+            return wanted
+        return wanted + ask_for_prompt(cls.hidden, inputs, inputs["prompt"], first(inputs, "verifier"), "image")
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        workflow = workflow_of(cls.hidden, inputs, first(inputs, "vary") == VARY[1])
+        graph = Graph.of(cls.hidden, inputs)
+        workflow = workflow_of(cls.hidden, graph.asked, first(inputs, "vary") == VARY[1])
         try:
             found = search_picture(
                 workflow,
@@ -134,7 +139,7 @@ class SearchPicture(types.Node):
                 first(inputs, "candidates"),
                 inputs["prompt"],
                 first(inputs, "top_k"),
-                Graph.of(cls.hidden),
+                graph,
                 first(inputs, "search"),
                 first(inputs, "budget"),
                 Options(batch_size=1, frames=first(inputs, "frames", 8)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..graph import classes
-from ..graph.asked import PREFIX, answers, ask
+from ..graph.asked import PREFIX, ask
 from ..graph.graph import all_nodes
 from ..graph.links import inputs_of, is_link, links_of
 from ..graph.nested import NestedRuns, asked_for, available, this_prompt
@@ -36,10 +36,9 @@ def needs(hidden: Any, given: Mapping[str, Any], vary_all: bool) -> list[str]:
     return ask(hidden, given, {name_of(link): link for link in links})
 
 
-def workflow_of(hidden: Any, given: dict[str, Any], vary_all: bool) -> Workflow:
-    """The workflow that is searched. given: what `execute` was called with; what was asked for is taken out of it."""
-    found = answers(hidden, given)
-    values = {link_of(name): list(value) for name, value in found.items()}
+def workflow_of(hidden: Any, asked: Mapping[str, Any], vary_all: bool) -> Workflow:
+    """The workflow that is searched. asked: what ComfyUI computed for it."""
+    values = by_link(asked)
     part, graph = _part(hidden, vary_all)
     links, running = _links(part, graph, values)
     lacking = [link for link in links if link not in values]
@@ -54,9 +53,10 @@ def name_of(link: Link) -> str:
     return f"{link[1]}:{link[0]}"
 
 
-def link_of(name: str) -> Link:
-    slot, node_id = name.split(":", 1)
-    return node_id, int(slot)
+def by_link(asked: Mapping[str, Any]) -> dict[Link, list[Any]]:
+    """What was asked for by `name_of` a link."""
+    parts = {name: name.split(":", 1) for name in asked if ":" in name}
+    return {(node_id, int(slot)): list(asked[name]) for name, (slot, node_id) in parts.items()}
 
 
 def _part(hidden: Any, vary_all: bool) -> tuple[Part, Graph]:
@@ -68,8 +68,7 @@ def _part(hidden: Any, vary_all: bool) -> tuple[Part, Graph]:
 
 
 def _values(given: Mapping[str, Any]) -> Given:
-    found = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}
-    return {link_of(name): value for name, value in found.items()}
+    return by_link({name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)})
 
 
 def _links(part: Part, graph: Graph, given: Given) -> tuple[tuple[Link, ...], frozenset[str]]:

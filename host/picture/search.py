@@ -24,7 +24,7 @@ from ..attempts import Attempts
 from ..graph.again import carried, made_again
 from ..graph.finish import ended_early, finishable
 from ..graph.graph import Graph
-from ..graph.verifier_prompt import system_text_notes, verifier_prompts
+from ..graph.verifier_prompt import prompt_notes, verifier_prompts
 from ..memory.key import files_behind, read_picture
 from ..memory.remembered import Remembered
 from ..memory.store import Store, StoredMemory
@@ -71,7 +71,7 @@ def search_picture(
     check(algorithm, workflow)
     seed, first = workflow.seed, first_of(algorithm, workflow.seed)
     candidates = 1 if isinstance(algorithm, ReplayRecipe) else candidates
-    notes = [*system_text_notes(told, judges), *judges.cuts(prompts)]
+    notes = [*prompt_notes(told, judges), *judges.cuts(prompts)]
     files = cache(lambda: files_behind(graph.prompt, graph.node_id))
     remembered = Remembered(
         lambda before: read_picture(

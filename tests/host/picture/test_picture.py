@@ -183,3 +183,33 @@ def test_every_candidate_is_the_workflow_with_another_seed(host, kind):
         for rank, index in enumerate(log.order(row)):
             assert torch.equal(tops[rank * batches + batch][item], expected[index][batch][item])
         assert torch.equal(Keep.kept["image"][batch][item], expected[log.order(row)[0]][batch][item])
+
+
+class Said:
+    """Makes a text, as a language model does."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "said", ("STRING",)
+    runs = 0
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"colour": ("STRING", {})}}
+
+    def said(self, colour):
+        Said.runs += 1
+        return (f"a {colour} circle above a blue square",)
+
+
+def test_a_prompt_that_another_node_computes_is_read_while_the_workflow_runs(host, monkeypatch):
+    import nodes
+
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Said", Said)
+    monkeypatch.setattr(Said, "runs", 0)
+    graph, _ = KINDS["KSampler"]
+    encoder = node("CLIPTextEncode", clip=["demo", 1], text=["said", 0])
+    search = searched({**graph, "said": node("Said", colour="red"), "pos": encoder}, "decode")
+    host.run(search, *outputs(search))
+    settings = Keep.kept["log"][0].settings
+    assert settings["prompt"] == "a red circle above a blue square" and "said" in settings["prompt_from"]
+    host.run(search, *outputs(search))
+    assert Said.runs == 1 and "search" not in host.executing
