@@ -2,11 +2,13 @@
 // commands.
 import { app } from "../../../scripts/app.js";
 import { addFinishButton, finishAll, refresh, watchExecution } from "./finish_now.js";
+import { growSlots } from "./more_slots.js";
 import { watchPictures } from "./one_picture.js";
 import { showOutputs, watchResult, watchTexts } from "./result_text.js";
 import { showStoredSearches } from "./stored_searches.js";
 
-const SEARCH_NODES = ["NoiseSearchKSampler", "NoiseSearchSamplerAdvanced"];
+const PICTURE_NODE = "NoiseSearchPicture";
+const SEARCH_NODES = [PICTURE_NODE, "NoiseSearchKSampler", "NoiseSearchSamplerAdvanced"];
 const NODES_WITH_TEXT = [...SEARCH_NODES, "NoiseSearchVerifierScore"];
 
 function addStyleSheet() {
@@ -44,6 +46,7 @@ app.registerExtension({
     watchPictures(SEARCH_NODES);
   },
   nodeCreated(node) {
+    if (node.comfyClass === PICTURE_NODE) growSlots(node);
     if (SEARCH_NODES.includes(node.comfyClass)) addFinishButton(node);
     if (NODES_WITH_TEXT.includes(node.comfyClass)) watchResult(node);
   },

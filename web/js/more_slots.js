@@ -1,0 +1,41 @@
+// Search Picture has as many inputs for more of the winner as one needs: one free pair of slots is shown, the others come
+// when it is used.
+const PREFIX = "also_";
+
+const numberOf = (slot) => (slot?.name?.startsWith(PREFIX) ? Number(slot.name.slice(PREFIX.length)) : 0);
+const highest = (slots, used) => Math.max(0, ...(slots ?? []).filter(used).map(numberOf));
+
+/** Takes away what nobody needs. Widgets have slots too, which lie behind. */
+function trim(slots, keep, remove) {
+  for (let index = slots.length - 1; index >= 0; index--) if (numberOf(slots[index]) > keep) remove(index);
+}
+
+function fit(node, most) {
+  const linkedIn = highest(node.inputs, (slot) => slot.link != null);
+  const linkedOut = highest(node.outputs, (slot) => slot.links?.length > 0);
+  const keep = Math.min(Math.max(linkedIn, linkedOut) + 1, most);
+  const size = [...node.size];
+  trim(node.inputs, keep, (index) => node.removeInput(index));
+  trim(node.outputs, keep, (index) => node.removeOutput(index));
+  for (let number = highest(node.inputs, () => true) + 1; number <= keep; number++) node.addInput(PREFIX + number, "*");
+  for (let number = highest(node.outputs, () => true) + 1; number <= keep; number++) node.addOutput(PREFIX + number, "*");
+  node.setSize([size[0], Math.max(node.computeSize()[1], size[1])]);
+  node.setDirtyCanvas(true, true);
+}
+
+/** To call for a new node of this kind. */
+export function growSlots(node) {
+  const most = highest(node.inputs, () => true);
+  const later = () => queueMicrotask(() => node.graph && fit(node, most));
+  for (const name of ["onConnectionsChange", "onConfigure", "onAdded"]) {
+    const before = node[name];
+    node[name] = function () {
+      const result = before?.apply(this, arguments);
+      later();
+      return result;
+    };
+  }
+  trim(node.inputs, 1, (index) => node.removeInput(index));
+  trim(node.outputs, 1, (index) => node.removeOutput(index));
+  node.setSize(node.computeSize());
+}
