@@ -113,6 +113,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from remembered import Red
+from tiny_models import sd3
 from noise_search.host.demo import load_generator
 from noise_search.host.sampling.engine import Options
 from noise_search.host.sampling.stock import Sampling
@@ -121,16 +122,16 @@ from noise_search.host.search import run_node as search
 from noise_search.host.memory.store import Store
 
 STEPS, SEED, FOLDER = 6, 20, Path({folder!r})
+tiny = sd3()
 with torch.inference_mode():
-    model, clip, vae = load_generator()
-    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    positive, negative = encode("a red circle above a blue square"), encode("")
+    *_, vae = load_generator()  # its pictures are large enough to fill a disk
 
 
 @torch.inference_mode()
 def find(folder, candidates=8):
     latent = dict(samples=torch.zeros(1, 16, 8, 8))
-    sampling = Sampling.ksampler(model, STEPS, 3.0, "euler", "simple", positive, negative, latent)
+    prompts = tiny.conditioning(1), tiny.conditioning(2)
+    sampling = Sampling.ksampler(tiny.model, STEPS, 3.0, "euler", "simple", *prompts, latent)
     result = search(
         lambda: sampling, vae, Red(), SEED, candidates, "", 1, Graph(), "positive", options=Options(1),
         store=folder and Store(Path(folder)),
