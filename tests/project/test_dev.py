@@ -273,6 +273,14 @@ def test_the_fast_tests_are_those_of_folders_that_need_no_comfyui(dev):
     assert "tests/search" not in dev.fast_arguments(["tests/report/test_report.py::test_x", "-x"])
 
 
+def test_without_comfyui_the_tests_that_need_it_are_skipped_not_broken():
+    environment = {key: value for key, value in os.environ.items() if key != "COMFYUI_PATH"}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    folders = [f"tests/{name}" for name in ("host", "nodes", "server")]
+    run = subprocess.run([*command, *folders], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
 # ---- the matrix ------------------------------------------------------------------------------------------------
 
 REPORT = """<?xml version="1.0"?><testsuites><testsuite tests="9" failures="2" errors="1" skipped="4"/></testsuites>"""

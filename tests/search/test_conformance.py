@@ -27,16 +27,16 @@ CASES = cases(
         "a smooth landscape": lambda: SyntheticEngine(smooth),
         "an ensemble, batch of 2, three at once": in_threes,
         "a judge that compares": lambda: SyntheticEngine(Nearness()),
+        "one that compares and one that scores, batch of 2": lambda: SyntheticEngine(Nearness(), smooth, rows=2),
+        "one that sees finished images only": lambda: SyntheticEngine(shy, smooth),
+        "an ensemble": lambda: SyntheticEngine(smooth, tilted),
     }
 ) + cases({"recorded rewards": recorded, "recorded orders": lambda: recorded(["first"])}, only=("random",))
 CASES += cases(
     {
         "a tilted landscape, 25 steps": lambda: SyntheticEngine(tilted, steps=25),
         "white noise, batch of 3": lambda: SyntheticEngine(white, rows=3, steps=12),
-        "an ensemble": lambda: SyntheticEngine(smooth, tilted),
         "an ensemble, batch of 3, 7 steps": lambda: SyntheticEngine(smooth, tilted, rows=3, steps=7),
-        "one that sees finished images only": lambda: SyntheticEngine(shy, smooth),
-        "one that compares and one that scores, batch of 2": lambda: SyntheticEngine(Nearness(), smooth, rows=2),
     },
     marks=(pytest.mark.slow,),
 )

@@ -2,13 +2,13 @@
 
 import json
 
-import executor
 import graphs
 import pytest
 from graphs import node
 
 pytest.importorskip("comfy")
 
+import executor
 from comfy_api.latest import io
 
 import nodes
