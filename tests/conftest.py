@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,8 +33,10 @@ if comfy_root := os.environ.get("COMFYUI_PATH"):
 sys.path.append(str(ROOT / "tests" / "support"))  # what the tests share
 pytest.register_assert_rewrite("conformance_suite")
 
-# The same examples on every machine, and no deadline: a busy one is slow, not wrong.
-settings.register_profile("noise_search", deadline=None, derandomize=True, database=None)
+# The same examples on every machine, and no clock: a busy one is slow, not wrong.
+settings.register_profile(
+    "noise_search", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("fast", settings.get_profile("noise_search"), max_examples=20)  # `dev.py test --fast`
 settings.load_profile("noise_search")
 

@@ -283,7 +283,7 @@ def small_chunks(monkeypatch):
 ITEMS = st.sampled_from([(1,), (3,), (16,), (4, 3, 5), (5, 7), (4, 8, 8), (2, 2, 9, 1), (1, 331)])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(recipes(), min_size=1, max_size=5), ITEMS, st.integers(1, 4))
 def test_many_recipes_at_once_are_what_each_is_by_its_definition(small_chunks, items, item, batch):
     if math.prod(item) < 2:  # has no direction
@@ -292,7 +292,7 @@ def test_many_recipes_at_once_are_what_each_is_by_its_definition(small_chunks, i
     assert torch.equal(noises(items, (batch, *item)), expected)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(SEEDS, st.integers(1, 40), ITEMS, st.lists(ROTATIONS, max_size=2).map(tuple), st.data())
 def test_a_row_of_a_large_batch_is_that_of_the_whole(small_chunks, seed, batch, item, moves, data):
     recipe = Recipe(seed, moves if math.prod(item) > 1 else (), data.draw(st.integers(0, batch - 1)), batch)
