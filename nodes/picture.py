@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.samplers
@@ -9,11 +10,13 @@ from comfy_api.latest import io, ui
 
 from ..host.graph.finish import fingerprint
 from ..host.graph.graph import Graph
+from ..host.graph.nested import available
 from ..host.graph.verifier_prompt import ask_for_prompt
 from ..host.memory.store import default as default_store
 from ..host.picture import samplers
 from ..host.picture.plan import ALSO, needs, workflow_of
-from ..host.picture.search import search_picture
+from ..host.picture.search import PictureFound, search_picture
+from ..host.picture.unrolled import SAID, unroll, unrolled
 from ..host.sampling.engine import Options
 from . import types
 
@@ -114,6 +117,7 @@ class SearchPicture(types.Node):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo],
             is_input_list=True,
+            enable_expand=True,
             **types.SHOWN_AGAIN,
         )
 
@@ -130,40 +134,111 @@ class SearchPicture(types.Node):
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
+        vary_all = first(inputs, "vary") == VARY[1]
+        if available():
+            unrolled, links = unroll(cls.hidden, first(inputs, "candidates"), vary_all, len(cls.SCHEMA.outputs))
+            return io.NodeOutput(*links, expand=unrolled)
         graph = Graph.of(cls.hidden, inputs)
-        workflow = workflow_of(cls.hidden, graph.asked, first(inputs, "vary") == VARY[1])
+        workflow = workflow_of(cls.hidden, graph.asked, vary_all)
         try:
-            found = search_picture(
-                workflow,
-                first(inputs, "verifier"),
-                first(inputs, "candidates"),
-                inputs["prompt"],
-                first(inputs, "top_k"),
-                graph,
-                first(inputs, "search"),
-                first(inputs, "budget"),
-                Options(batch_size=1, frames=first(inputs, "frames", 8)),
-                drop_bad=first(inputs, "bad_candidate", types.BAD_CANDIDATES[0]) != types.BAD_CANDIDATES[0],
-                store=default_store(),
-            )
+            found = searched(workflow, graph, inputs, default_store())
         finally:
             workflow.runs.close()
-        linked = [name for name in inputs if name.startswith(ALSO)]
-        extras: dict[str, list[Any]] = dict(zip(sorted(linked, key=len), found.extras, strict=True))
-        pictures = [ui.PreviewImage(image, cls=cls).as_dict() for image in found.images]
-        shown = {
-            "images": [one for picture in pictures for one in picture["images"]],
-            "animated": pictures[0]["animated"],
-        }
-        return io.NodeOutput(
-            found.images,
-            found.seed,
-            found.recipe,
-            found.log,
-            found.top_images,
-            *(extras.get(f"{ALSO}{number}", [None]) for number in range(1, MOST_ALSO + 1)),
-            ui=shown | {"text": [found.text]},
+        return given_out(cls, found, [name for name in inputs if name.startswith(ALSO)])
+
+
+class PictureChoice(types.Node):
+    """What Search Picture expands into where it cannot run its part by itself: chooses among what is there."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchPictureChoice",
+            display_name="Choice of Search Picture",
+            category=types.CATEGORY,
+            description="Used by Search Picture where ComfyUI's executor is not one that it knows.",
+            is_dev_only=True,
+            is_input_list=True,
+            accept_all_inputs=True,
+            inputs=[
+                types.verifier_input(),
+                types.candidates_input(),
+                types.prompt_input(),
+                types.top_k_input(),
+                types.budget_input(),
+                types.frames_input(),
+                types.bad_candidate_input(),
+            ],
+            # Lists as single values: an expansion mixes up the outputs of a node that has lists of its own.
+            outputs=[io.AnyType.Output(display_name=f"output_{slot}") for slot in range(5 + MOST_ALSO)],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo],
         )
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        graph = Graph.of(cls.hidden)
+        graph = replace(graph, node_id=graph.user_id)
+        workflow = unrolled(cls.hidden, first(inputs, "vary") == VARY[1], inputs)
+        found = searched(workflow, graph, inputs, None, [SAID.format(why=available())])
+        linked = [name for name in (graph.prompt or {})[str(graph.node_id)]["inputs"] if name.startswith(ALSO)]
+        return given_out(cls, found, linked)
+
+
+class PartSeed(types.Node):
+    """A seed moved on, for `PictureChoice`'s candidates."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NoiseSearchPartSeed",
+            display_name="Seed of a Candidate",
+            category=types.CATEGORY,
+            description="Used by Search Picture where ComfyUI's executor is not one that it knows.",
+            is_dev_only=True,
+            inputs=[
+                io.Int.Input("seed", default=0, min=0, max=types.MAX_SEED),
+                io.Int.Input("add", default=0, min=0, max=types.MAX_CANDIDATES),
+            ],
+            outputs=[io.Int.Output(display_name="seed")],
+        )
+
+    @classmethod
+    def execute(cls, seed, add) -> io.NodeOutput:
+        return io.NodeOutput((seed + add) % (types.MAX_SEED + 1))
+
+
+def searched(workflow: Any, graph: Graph, inputs: dict[str, Any], store: Any, notes: Any = ()) -> PictureFound:
+    return search_picture(
+        workflow,
+        first(inputs, "verifier"),
+        first(inputs, "candidates"),
+        inputs["prompt"],
+        first(inputs, "top_k"),
+        graph,
+        first(inputs, "search"),
+        first(inputs, "budget"),
+        Options(batch_size=1, frames=first(inputs, "frames", 8)),
+        drop_bad=first(inputs, "bad_candidate", types.BAD_CANDIDATES[0]) != types.BAD_CANDIDATES[0],
+        store=store,
+        notes=notes,
+    )
+
+
+def given_out(node: Any, found: PictureFound, linked: list[str]) -> io.NodeOutput:
+    """linked: the inputs at which more of the winner is wanted."""
+    names = sorted(linked, key=lambda name: int(name[len(ALSO) :]))
+    extras: dict[str, list[Any]] = dict(zip(names, found.extras, strict=True))
+    pictures = [ui.PreviewImage(image, cls=node).as_dict() for image in found.images]
+    shown = {"images": [one for picture in pictures for one in picture["images"]], "animated": pictures[0]["animated"]}
+    return io.NodeOutput(
+        found.images,
+        found.seed,
+        found.recipe,
+        found.log,
+        found.top_images,
+        *(extras.get(f"{ALSO}{number}", [None]) for number in range(1, MOST_ALSO + 1)),
+        ui=shown | {"text": [found.text]},
+    )
 
 
 def first(inputs: dict[str, Any], name: str, default: Any = None) -> Any:
@@ -267,4 +342,4 @@ def schedule_inputs() -> list[io.Input]:
     ]
 
 
-NODES = [SearchPicture, PartKSampler, PartKSamplerAdvanced, PartSamplerCustom]
+NODES = [SearchPicture, PictureChoice, PartSeed, PartKSampler, PartKSamplerAdvanced, PartSamplerCustom]

@@ -29,9 +29,9 @@ def needs(hidden: Any, given: Mapping[str, Any], vary_all: bool) -> list[str]:
 
     given: what that was called with. Raises ValueError where there is nothing to search.
     """
-    if why := available():
-        raise ValueError(f"Search Picture needs another version of ComfyUI ({why}). Update ComfyUI, or Noise Search.")
-    part, graph = _part(hidden, vary_all)
+    part, graph = find(hidden, vary_all)
+    if available():
+        return []
     links = _links(part, graph, _values(given))[0]
     return ask(hidden, given, {name_of(link): link for link in links})
 
@@ -39,7 +39,7 @@ def needs(hidden: Any, given: Mapping[str, Any], vary_all: bool) -> list[str]:
 def workflow_of(hidden: Any, asked: Mapping[str, Any], vary_all: bool) -> Workflow:
     """The workflow that is searched. asked: what ComfyUI computed for it."""
     values = by_link(asked)
-    part, graph = _part(hidden, vary_all)
+    part, graph = find(hidden, vary_all)
     links, running = _links(part, graph, values)
     lacking = [link for link in links if link not in values]
     if lacking:
@@ -59,9 +59,11 @@ def by_link(asked: Mapping[str, Any]) -> dict[Link, list[Any]]:
     return {(node_id, int(slot)): list(asked[name]) for name, (slot, node_id) in parts.items()}
 
 
-def _part(hidden: Any, vary_all: bool) -> tuple[Part, Graph]:
+def find(hidden: Any, vary_all: bool, node_id: str | None = None) -> tuple[Part, Graph]:
+    """The part behind the picture of a node, this one where none is named, and the graph. Raises ValueError where there
+    is nothing to search."""
     graph = all_nodes(hidden.dynprompt)
-    targets = targets_of(inputs_of(graph, hidden.unique_id))
+    targets = targets_of(inputs_of(graph, node_id or hidden.unique_id))
     if "image" not in targets:
         raise ValueError("nothing is linked to 'image': connect the picture to search, such as that of VAE Decode")
     return find_part(graph, [*targets.values()], classes.node_class, vary_all), graph

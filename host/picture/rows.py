@@ -10,6 +10,7 @@ import torch
 
 from ...search.engine import Recipes
 from ...search.recipe import SEED_RANGE, Recipe
+from ..pictures import in_colour
 from ..sampling.engine import join_rows, take_row
 
 
@@ -115,6 +116,26 @@ def layout_behind(recipes: Recipes, offsets: Sequence[int]) -> Layout | None:
         )
         at += rows
     return Layout(tuple(batches))
+
+
+def picture_of(value: Any) -> torch.Tensor:
+    """An IMAGE in colour. Raises ValueError where a value is none."""
+    if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.shape[-1] not in (1, 3, 4) or 0 in value.shape:
+        what = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"'image' is {what} and not an IMAGE [images, height, width, 3]. Connect a picture.")
+    return in_colour(value)
+
+
+def rows_of(layout: Layout, pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The picture of each row, [frames, H, W, C]. Raises ValueError where one row would have several sizes."""
+    if not layout.together:
+        return layout.split(pictures)
+    if len({picture.shape[1:] for picture in pictures}) > 1:
+        raise ValueError(
+            "'image' is a list of pictures of several sizes that do not come one from each latent, so they cannot be "
+            "judged as one. Search each of them with a node of its own."
+        )
+    return [pictures[0] if len(pictures) == 1 else torch.cat(list(pictures))]
 
 
 def batch_of(latent: Any, offset: int = 0) -> Batch:

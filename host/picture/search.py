@@ -58,10 +58,12 @@ def search_picture(
     options: Options | None = None,
     drop_bad: bool = False,
     store: Store | None = None,
+    notes: Sequence[str] = (),
 ) -> PictureFound:
     """A search worth `candidates` pictures of the workflow, or less where `budget` says so.
 
-    typed_prompts: what stands at the node's prompt, one or a list. Raises ValueError on what cannot be searched.
+    typed_prompts: what stands at the node's prompt, one or a list. notes: what the user should know. Raises
+    ValueError on what cannot be searched.
     """
     judges, options = judges_of(verifier), options or Options()
     told = verifier_prompts(typed_prompts, judges, graph, "image")
@@ -71,7 +73,7 @@ def search_picture(
     check(algorithm, workflow)
     seed, first = workflow.seed, first_of(algorithm, workflow.seed)
     candidates = 1 if isinstance(algorithm, ReplayRecipe) else candidates
-    notes = [*prompt_notes(told, judges), *judges.cuts(prompts)]
+    notes = [*notes, *prompt_notes(told, judges), *judges.cuts(prompts)]
     files = cache(lambda: files_behind(graph.prompt, graph.node_id))
     remembered = Remembered(
         lambda before: read_picture(

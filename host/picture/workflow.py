@@ -22,11 +22,10 @@ from ..graph.links import is_link, links_of, walk
 from ..graph.nested import VALUES, NestedRuns, Values
 from ..graph.part import Link, Part, Source
 from ..known import PART_SAMPLERS
-from ..pictures import in_colour
 from ..sampling.noise import RecipeNoise
 from ..sampling.oom import retry_on_oom
 from ..sampling.stock import WRAPPER_KEY, Evaluations, takes_frames
-from .rows import Batch, Layout, batch_of, layout_behind, layout_of, shifted
+from .rows import Batch, Layout, batch_of, layout_behind, layout_of, picture_of, rows_of, shifted
 
 
 @dataclass(frozen=True)
@@ -156,12 +155,14 @@ class Workflow:
             lambda: self.runs.run(nodes, [*targets, *feeds, *sampled], values, seconds), "making a candidate"
         )
         self.book(seconds)
-        pictures = [self.picture(one) for one in found[targets[0]]]
+        pictures = [picture_of(one) for one in found[targets[0]]]
         if self.layout is None:
             self.layout = self.find_layout(pictures, found[sampled[0]])
         extras = zip(*(self.layout.split(found[link]) for link in [*targets[1:], *feeds]), strict=True)
         rows = [*extras] or [()] * self.layout.rows
-        return Made(self.layout.complete(recipes), self.rows_of(pictures), [list(one) for one in rows], spent.cost)
+        return Made(
+            self.layout.complete(recipes), rows_of(self.layout, pictures), [list(one) for one in rows], spent.cost
+        )
 
     def save(self, extras: Sequence[Sequence[Any]]) -> None:
         """Runs the output nodes of the part for the winner. extras: of its rows, as `make` gave them."""
@@ -251,28 +252,6 @@ class Workflow:
         offsets = [seeds[number] - seeds[0] if same else 0 for number in range(len(latents))]
         batches = [batch_of(latent, offset) for latent, offset in zip(latents, offsets, strict=True)]
         return layout_of(pictures, batches, any(takes_frames(model) for model in self.models()))
-
-    def picture(self, value: Any) -> torch.Tensor:
-        if (
-            not isinstance(value, torch.Tensor)
-            or value.ndim != 4
-            or value.shape[-1] not in (1, 3, 4)
-            or 0 in value.shape
-        ):
-            what = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"'image' is {what} and not an IMAGE [images, height, width, 3]. Connect a picture.")
-        return in_colour(value)
-
-    def rows_of(self, pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        assert self.layout is not None
-        if not self.layout.together:
-            return self.layout.split(pictures)
-        if len({picture.shape[1:] for picture in pictures}) > 1:
-            raise ValueError(
-                "'image' is a list of pictures of several sizes that do not come one from each latent, so they cannot "
-                "be judged as one. Search each of them with a node of its own."
-            )
-        return [pictures[0] if len(pictures) == 1 else torch.cat(list(pictures))]
 
     def book(self, seconds: Mapping[str, float]) -> None:
         """Books the time of a run: decoding is what makes pictures of latents."""

@@ -8,6 +8,8 @@ import torch
 pytest.importorskip("comfy")
 
 from executor import host as executor_host
+from noise_search.host.picture import plan
+from noise_search.nodes import picture as picture_nodes
 
 CANDIDATES = 3
 
@@ -213,3 +215,23 @@ def test_a_prompt_that_another_node_computes_is_read_while_the_workflow_runs(hos
     assert settings["prompt"] == "a red circle above a blue square" and "said" in settings["prompt_from"]
     host.run(search, *outputs(search))
     assert Said.runs == 1 and "search" not in host.executing
+
+
+@pytest.mark.parametrize("kind", ["KSampler", "SamplerCustomAdvanced", "a seed from a primitive", "a list of seeds"])
+def test_on_a_comfyui_that_it_does_not_know_it_expands(host, kind, monkeypatch):
+    """By node expansion, which is documented: the same winner, and a warning."""
+    graph, _ = KINDS[kind]
+    search = searched(graph, "decode", also=[("k", 0)])
+    host.run(search, *outputs(search))
+    known = dict(Keep.kept)
+    for module in (picture_nodes, plan):
+        monkeypatch.setattr(module, "available", lambda: "no executor")
+    Keep.kept = {}
+    search["search"]["inputs"]["top_k"] = 2  # or the result comes from the cache
+    host.run(search, *outputs(search))
+    for before, now in zip(known["image"], Keep.kept["image"], strict=True):
+        assert torch.equal(before, now)
+    for before, now in zip(known["also_1"], Keep.kept["also_1"], strict=True):
+        assert torch.equal(before["samples"], now["samples"])
+    assert Keep.kept["seed"] == known["seed"] and Keep.kept["recipe"] == known["recipe"]
+    assert any("no executor" in one for one in Keep.kept["log"][0].warnings)
