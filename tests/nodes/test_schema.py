@@ -95,10 +95,10 @@ def test_ids_carry_the_packs_prefix(nodes):
     assert all(node_id.startswith("NoiseSearch") and node_id.isalnum() for node_id in nodes)
 
 
-def test_seeds_stay_fixed_after_a_run(nodes):
+def test_seeds_stay_fixed_after_a_run(shown):
     widgets = [
         item.as_dict()["control_after_generate"]
-        for node in nodes.values()
+        for node in shown.values()
         for item in node.define_schema().inputs
         if item.id == "seed"
     ]
