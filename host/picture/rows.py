@@ -155,14 +155,14 @@ def take(value: Any, row: int, rows: int) -> Any:
     """Row `row` of a value that has something for each of `rows` rows; the whole value where it has not."""
     if rows == 1:
         return value
-    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] % rows == 0:
-        if value.is_nested:
-            return take_row(value, row)
-        each = value.shape[0] // rows
-        return value[row * each : (row + 1) * each].clone()
     if isinstance(value, Mapping):
         return {key: take(part, row, rows) for key, part in value.items()}
-    return value
+    if getattr(value, "is_nested", False):
+        return take_row(value, row)
+    if not isinstance(value, torch.Tensor) or not value.ndim or value.shape[0] % rows:
+        return value
+    each = value.shape[0] // rows
+    return value[row * each : (row + 1) * each].clone()
 
 
 def join(values: Sequence[Any]) -> Any:
@@ -170,8 +170,8 @@ def join(values: Sequence[Any]) -> Any:
     first = values[0]
     if len(values) == 1:
         return first
-    if isinstance(first, torch.Tensor) and first.ndim:
-        return join_rows(values)
     if isinstance(first, Mapping):
         return {key: join([value[key] for value in values]) for key in first}
+    if getattr(first, "is_nested", False) or isinstance(first, torch.Tensor) and first.ndim:
+        return join_rows(values)
     return first
