@@ -235,3 +235,47 @@ def test_on_a_comfyui_that_it_does_not_know_it_expands(host, kind, monkeypatch):
         assert torch.equal(before["samples"], now["samples"])
     assert Keep.kept["seed"] == known["seed"] and Keep.kept["recipe"] == known["recipe"]
     assert any("no executor" in one for one in Keep.kept["log"][0].warnings)
+
+
+@pytest.mark.parametrize("cache", ["NONE", "LRU"])
+def test_with_another_cache(monkeypatch, cache):
+    import nodes
+
+    made = executor_host(monkeypatch, cache)
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Keep", Keep)
+    graph, seeds = KINDS["KSampler"]
+    search = searched(graph, "decode")
+    made.run(search, *outputs(search))
+    log, [image] = Keep.kept["log"][0], Keep.kept["image"]
+    [expected] = stock(made, graph, "decode", seeds, log.best().index)
+    assert torch.equal(image, expected)
+
+
+class Texts:
+    """A list of prompts."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_IS_LIST = "test", "listed", ("STRING",), (True,)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def listed(self):
+        return (["a red circle above a blue square", "a green star"],)
+
+
+def test_each_picture_of_a_list_of_prompts_is_judged_by_its_own(host, monkeypatch):
+    import nodes
+
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Texts", Texts)
+    encoder = node("CLIPTextEncode", clip=["demo", 1], text=["texts", 0])
+    graph = {**KINDS["KSampler"][0], "texts": node("Texts"), "pos": encoder}
+    search = searched(graph, "decode")
+    host.run(search, *outputs(search))
+    log = Keep.kept["log"][0]
+    assert log.rows == 2 and len(Keep.kept["image"]) == 2
+    for row, text in enumerate(Texts().listed()[0]):
+        alone = searched({**graph, "pos": node("CLIPTextEncode", clip=["demo", 1], text=text)}, "decode")
+        host.run(alone, *outputs(alone))
+        own = Keep.kept["log"][0]
+        assert [one.values[row] for one in log.candidates] == [one.values[0] for one in own.candidates]
