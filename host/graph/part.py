@@ -124,6 +124,8 @@ class _Search:
         varied += [one for one in sources if one not in varied and is_link(one.value) and tuple(one.value) in shared]
         used = [source for source in varied if samplers[source.node_id]]
         nodes = self.downstream({source.node_id for source in used}, targets)
+        if any(self.kind(one).takes({SEARCHES}) for one in nodes):
+            raise NothingToVary(self.nothing(nodes, targets[0]))
         self.refuse_paid(nodes)
         sampled = {one.node_id: self.latent_of(min(samplers[one.node_id], key=[*self.graph].index)) for one in used}
         return Part(targets, tuple(used), sampled, frozenset(nodes), self.saves(nodes, used))
@@ -209,7 +211,7 @@ class _Search:
     def describe(self, node_id: str) -> str:
         return f"{self.graph.get(node_id, {}).get('class_type', 'a node')} (node {node_id})"
 
-    def nothing(self, behind: Mapping[str, Any], picture: Link) -> str:
+    def nothing(self, behind: Collection[str], picture: Link) -> str:
         """Why there is nothing to vary, by what stands behind the picture."""
         named = [node_id for node_id in self.graph if node_id in behind]
         kinds = {node_id: self.kind(node_id) for node_id in named}

@@ -15,7 +15,7 @@ import torch
 import nodes as host_nodes
 
 from ...search.engine import Recipes
-from ...search.ledger import DECODE, SAMPLE, Cost, Ledger
+from ...search.ledger import DECODE, OUT_OF_MEMORY, SAMPLE, Cost, Ledger
 from ...search.recipe import one_draw
 from ..graph import classes
 from ..graph.links import is_link, links_of, walk
@@ -151,9 +151,14 @@ class Workflow:
         feeds = [*dict.fromkeys(link for node in self.part.saves for link in self.into(node))]
         sampled = [self.part.samplers[self.sources[0].node_id]]
         seconds: dict[str, float] = {}
-        found = retry_on_oom(
-            lambda: self.runs.run(nodes, [*targets, *feeds, *sampled], values, seconds), "making a candidate"
-        )
+
+        def failed() -> None:
+            self.book(seconds)
+            self.ledger.set_apart(OUT_OF_MEMORY, spent.cost)
+            seconds.clear()
+
+        wanted = [*targets, *feeds, *sampled]
+        found = retry_on_oom(lambda: self.runs.run(nodes, wanted, values, seconds), "making a candidate", failed)
         self.book(seconds)
         pictures = [picture_of(one) for one in found[targets[0]]]
         if self.layout is None:

@@ -153,3 +153,12 @@ def test_a_paid_node_after_the_noise_is_refused():
     whole = graph(k=sampler(), u=node("Paid", image=["d", 0], seed=1))
     with pytest.raises(ValueError, match="Paid \\(node u\\) would be paid for once per candidate"):
         part(whole, ("u", 0))
+
+
+def test_a_search_behind_the_picture_is_refused():
+    """A node that searches by itself would search anew for every candidate."""
+    whole = graph(k=sampler())
+    whole["s"] = node("Inner", image=["d", 0], verifier=["m", 0])
+    classes = {**CLASSES, "Inner": NodeClass({"image": "IMAGE", "verifier": "NOISE_SEARCH_VERIFIER"}, ("IMAGE",))}
+    with pytest.raises(NothingToVary, match="Inner \\(node s\\), which searches by itself"):
+        find_part(whole, [("s", 0)], classes.__getitem__)
