@@ -11,6 +11,8 @@ pytest.importorskip("comfy")
 
 import comfy.model_management
 from executor import host as executor_host
+from noise_search.host.memory.store import Store
+from noise_search.nodes import picture as picture_nodes
 from picture_graphs import HEAD, KINDS, Keep, Listed, decoded, ksampler, node, outputs, searched, stock
 
 import nodes as comfy_nodes
@@ -249,3 +251,52 @@ def test_it_searches_as_search_ksampler_does(host):
 def test_what_needs_a_single_sampler_is_refused_in_a_sentence(host, search, sentence):
     with pytest.raises(RuntimeError, match=f"(?i){sentence}.*runs a workflow as a whole"):
         run(host, decoded("k", k=ksampler()) | {"s": search}, "decode", search=["s", 0])
+
+
+CALLS = []
+
+
+def count(self, image):
+    CALLS.append(1)
+    return (image,)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    def calls(candidates, extra=None, **inputs):
+        """How many candidates a fresh ComfyUI makes for it."""
+        CALLS.clear()
+        made = executor_host(monkeypatch)
+        for name, one in (("Keep", Keep), ("Counts", kind({"image": ("IMAGE",)}, ("IMAGE",), count))):
+            monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, name, one)
+        search = searched(after_decode(c=node("Counts", image=["decode", 0])), "c", candidates=candidates, **inputs)
+        made.run(search, *outputs(search), extra=extra)
+        return len(CALLS)
+
+    return calls
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_known_is_not_made_again(counted, monkeypatch, tmp_path, batch):
+    store = Store(tmp_path)
+    monkeypatch.setattr(picture_nodes, "default_store", lambda: store)
+    latent = node("EmptySD3LatentImage", width=64, height=64, batch_size=batch)
+    monkeypatch.setitem(HEAD, "latent", latent)
+    assert counted(3, top_k=1) == 3
+    winners = Keep.kept["log"][0].winners()
+    assert counted(3, top_k=1) == len(
+        {one.seed for one in winners}
+    )  # they are rendered once more, as pictures are not kept
+    assert Keep.kept["log"][0].winners() == winners
+    more = counted(5, top_k=1)
+    log = Keep.kept["log"][0]
+    again = {log.best(row).index for row in range(batch)} & {0, 1, 2}
+    assert more == 2 + len(again) and len(log.candidates) == 5
+
+
+def test_a_saved_picture_makes_its_winner_again(counted):
+    saved = {"extra_pnginfo": {"workflow": {"nodes": []}}}
+    assert counted(3, saved, top_k=1) == 3
+    winner, recipe = Keep.kept["image"][0], Keep.kept["recipe"]
+    assert counted(3, {"extra_pnginfo": {"workflow": deepcopy(saved["extra_pnginfo"]["workflow"])}}, top_k=1) == 1
+    assert torch.equal(Keep.kept["image"][0], winner) and Keep.kept["recipe"] == recipe
