@@ -1,6 +1,7 @@
 // Search Picture has as many inputs for more of the winner as one needs: one free pair of slots is shown, the others come
 // when it is used.
 const PREFIX = "also_";
+const WIDTH = 320; // of a new node: what it says while it runs has lines of this length
 
 const numberOf = (slot) => (slot?.name?.startsWith(PREFIX) ? Number(slot.name.slice(PREFIX.length)) : 0);
 const highest = (slots, used) => Math.max(0, ...(slots ?? []).filter(used).map(numberOf));
@@ -37,5 +38,6 @@ export function growSlots(node) {
   }
   trim(node.inputs, 1, (index) => node.removeInput(index));
   trim(node.outputs, 1, (index) => node.removeOutput(index));
-  node.setSize(node.computeSize());
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(width, WIDTH), height]);
 }
