@@ -193,6 +193,24 @@ class BenchmarkLargerVAE:
         return (LargerVAE(vae, size),)
 
 
+class BenchmarkOutOfMemory:
+    """Hands on a picture; memory runs out at one of the calls since the last `measured`."""
+
+    CATEGORY, FUNCTION = CATEGORY, "pass_on"
+    RETURN_TYPES = ("IMAGE",)
+    calls = 0
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "at": ("INT", {"max": 4096, "tooltip": "Counted from 1; 0: never."})}}
+
+    def pass_on(self, image, at):
+        BenchmarkOutOfMemory.calls += 1
+        if BenchmarkOutOfMemory.calls == at:
+            raise torch.OutOfMemoryError("CUDA out of memory (by the benchmark)")
+        return (image,)
+
+
 class Clock:
     """Wall time by what a candidate is rendered for and by phase; time inside an inner phase counts there only."""
 
@@ -206,6 +224,7 @@ class Clock:
         self.start = self.now()
         self.seconds: dict[tuple[str, str], float] = defaultdict(float)
         self.runs: list[tuple[str, int, int]] = []  # of the sampler: why, rows, steps
+        self.loads = 0  # of networks
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -261,6 +280,17 @@ def note_runs() -> None:
     comfy.samplers.CFGGuider.sample = outer
 
 
+def note_loads() -> None:
+    inner = mm.LoadedModel.model_load
+
+    @functools.wraps(inner)
+    def outer(self, *args, **kwargs):
+        clock.loads += 1
+        return inner(self, *args, **kwargs)
+
+    mm.LoadedModel.model_load = outer
+
+
 @functools.cache
 def install() -> None:
     """Times the pack and ComfyUI. Not when this is imported: the pack may come after it."""
@@ -269,6 +299,7 @@ def install() -> None:
         return next(found for name, found in sys.modules.items() if name.endswith(f"noise-search.{module}"))
 
     note_runs()
+    note_loads()
     timed(nodes, "common_ksampler", "around the sampler")
     timed(comfy.sd.VAE, "decode", "decode")
     timed(pack("host.sampling.batching").Batches, "sample", "around the sampler")
@@ -314,10 +345,12 @@ async def measured(request):
         "seconds": [[*key, value] for key, value in clock.seconds.items()],
         "runs": clock.runs,
         "vram": vram.peak,
+        "loads": clock.loads,
         "device": mm.get_torch_device_name(mm.get_torch_device()),
     }
     clock.reset(request.query.get("kind", "wall"))
     vram.reset()
+    BenchmarkOutOfMemory.calls = 0
     return web.json_response(answer)
 
 
@@ -325,4 +358,5 @@ NODE_CLASS_MAPPINGS = {
     "NoiseSearchBenchmarkModels": BenchmarkModels,
     "NoiseSearchBenchmarkDenoiser": BenchmarkDenoiser,
     "NoiseSearchBenchmarkLargerVAE": BenchmarkLargerVAE,
+    "NoiseSearchBenchmarkOutOfMemory": BenchmarkOutOfMemory,
 }
