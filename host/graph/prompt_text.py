@@ -154,21 +154,30 @@ class _GraphWalk:
     # Which links carry the text.
 
     def follow_images(self, link: Sequence[Any]) -> None:
-        """Upstream from an image to the nearest samplers, and from there through their conditioning."""
-        for node_id in walk([link[0]], self._images_before):
-            links = self.links(node_id)
-            conditionings = [links[name] for name in ("positive", "guider") if name in links]
-            if not conditionings:
-                continue
-            self.samplers = True
-            # a search node may have been told its prompt
-            if not ("verifier" in links and self._note(node_id, "prompt", told=True)):
-                self.follow_conditioning(conditionings)
+        """Upstream from an image to the nearest samplers, and from there through their conditioning. Where none of
+        their texts says anything, as in a model that animates or enlarges a picture, on to those that made that."""
+        starts, seen = [link[0]], set[str]()
+        while starts and not (self.found or self.computed):
+            behind = []
+            for node_id in walk(starts, self._images_before):
+                conditionings = self._sampled_with(node_id)
+                if not conditionings or node_id in seen:
+                    continue
+                self.samplers = True
+                seen.add(node_id)
+                behind += [before[0] for before in self.links(node_id).values()]
+                # a search node may have been told its prompt
+                if not ("verifier" in self.links(node_id) and self._note(node_id, "prompt", told=True)):
+                    self.follow_conditioning(conditionings)
+            starts = behind
+
+    def _sampled_with(self, node_id: str) -> list[Sequence[Any]]:
+        links = self.links(node_id)
+        return [links[name] for name in ("positive", "guider") if name in links]
 
     def _images_before(self, node_id: str) -> list[str]:
         """The nodes that an image can come from, no farther than the first sampler."""
-        links = self.links(node_id)
-        return [] if "positive" in links or "guider" in links else [link[0] for link in links.values()]
+        return [] if self._sampled_with(node_id) else [link[0] for link in self.links(node_id).values()]
 
     def follow_conditioning(self, links: Iterable[Sequence[Any]]) -> None:
         """Upstream through conditionings (and guiders) to the encoders, whose texts are noted down."""

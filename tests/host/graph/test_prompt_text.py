@@ -387,6 +387,22 @@ def test_from_an_image_the_nearest_sampler_counts(stock):
     )
 
 
+def test_of_a_picture_that_is_animated_without_a_text_the_text_of_the_picture_counts():
+    """Of a model that takes a picture and no words, as Stable Video Diffusion does; and one whose words are blank."""
+    for animated in (node("SVD_img2vid_Conditioning", init_image=["still", 0]), encode("")):
+        found = text(
+            "image",
+            top=node("VerifierScore", image=["video", 0]),
+            video=node("KSampler", positive=["animated", 0], negative=["animated", 1], latent_image=["still", 0]),
+            animated=animated,
+            still=node("VAEDecode", samples=["k", 0]),
+            k=node("KSampler", positive=["p", 0], negative=["n", 0]),
+            p=encode("a mountain"),
+            n=encode("blurry"),
+        )
+        assert found == "a mountain"
+
+
 def test_from_an_image_a_search_that_was_told_its_prompt_says_it():
     told = node("Search", positive=["p", 0], verifier=["loader", 0], prompt="what I meant")
     assert text("image", top=node("Score", image=["k", 1]), k=told, p=encode("masterpiece, cat")) == "what I meant"
