@@ -121,7 +121,16 @@ def files_of(package: str | None, folder: Path) -> dict[str, Path]:
     if package and Path(package).is_dir():
         found = Path(package)
     elif package and package != installed():
-        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder), f"{PACKAGE}=={package}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            "--target",
+            str(folder),
+            f"{PACKAGE}=={package}",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found = folder
     else:
@@ -220,7 +229,9 @@ def pictures(graph: Graph, kinds: Mapping[str, Any]) -> list[Link]:
                 yield from frames(before, (*seen, source))
 
     outputs = [node_id for node_id, kind in kinds.items() if kind.is_output]
-    return [*dict.fromkeys(one for node_id in outputs for link in links_of(graph, node_id).values() for one in frames(link))]
+    return [
+        *dict.fromkeys(one for node_id in outputs for link in links_of(graph, node_id).values() for one in frames(link))
+    ]
 
 
 def open_pictures(graph: Graph, kinds: Mapping[str, Any]) -> list[Link]:
@@ -228,7 +239,9 @@ def open_pictures(graph: Graph, kinds: Mapping[str, Any]) -> list[Link]:
     from noise_search.host.graph.links import links_of
 
     taken = {(link[0], link[1]) for node_id in graph for link in links_of(graph, node_id).values()}
-    made = [(node_id, slot) for node_id, kind in kinds.items() for slot, one in enumerate(kind.outputs) if one == "IMAGE"]
+    made = [
+        (node_id, slot) for node_id, kind in kinds.items() for slot, one in enumerate(kind.outputs) if one == "IMAGE"
+    ]
     return [link for link in made if link not in taken]
 
 
