@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import zlib
 from collections import defaultdict
@@ -15,8 +16,8 @@ from typing import Any
 import comfy.clip_vision
 import comfy.ldm.lightricks.model
 import comfy.ldm.wan.model
-import comfy.model_management
 import comfy.model_patcher
+import comfy_extras.nodes_lt_upsampler
 import executor
 import folder_paths
 import pytest
@@ -26,7 +27,6 @@ from comfy.ops import disable_weight_init
 from noise_search.host.graph import classes
 from noise_search.host.graph.links import is_link, links_of, upstream
 from noise_search.host.graph.part import Part, find_part
-from server import PromptServer
 from tiny_models import TinyModel
 
 import nodes as host_nodes
@@ -147,12 +147,7 @@ def reduced(planned: Any, stops: Collection[str], vary: str) -> Reduced:
                 kind, maker = stands_for(graph, link, wanted), f"{kind_of(graph, source)} {name}"
                 made[here] = {
                     "class_type": "StandIn",
-                    "inputs": {
-                        "kind": kind,
-                        "family": family,
-                        "made_by": f"{kind_of(graph, source)} {name}",
-                        "number": here,
-                    },
+                    "inputs": {"kind": kind, "family": family, "made_by": maker, "number": here},
                 }
                 node["inputs"][name] = [here, 0]
     return Reduced(made, [*planned.picture], find_part(made, [tuple(planned.picture)], classes.node_class, vary == ALL))
@@ -200,7 +195,7 @@ def family_of(graph: Mapping[str, Any]) -> str:
     """The tiny model that stands in for a template's: that of the same latents."""
     kinds = {kind_of(graph, one) for one in graph}
     files = " ".join(str(value).lower() for node in graph.values() for value in node["inputs"].values())
-    if "LTXVConcatAVLatent" in kinds or "LTXVSeparateAVLatent" in kinds:
+    if {"LTXVConcatAVLatent", "LTXVSeparateAVLatent"} & kinds or "MiniMax" in " ".join(kinds):
         return "ltxav"
     if any(kind.startswith("LTXV") or kind.startswith("EmptyLTXV") for kind in kinds):
         return "ltxv"
@@ -307,11 +302,17 @@ class TinyVae:
 
 
 class Upsampler(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
     def forward(self, latents):
-        return latents.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        return self.scale * latents.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 def upsampler(*_: Any) -> Any:
+    if "load_models_gpu" not in inspect.getsource(comfy_extras.nodes_lt_upsampler):  # older hosts
+        return Upsampler()
     cpu = torch.device("cpu")
     patcher = comfy.model_patcher.CoreModelPatcher(Upsampler(), load_device=cpu, offload_device=cpu)
     patcher.model_dtype = lambda: torch.float32
@@ -333,7 +334,7 @@ def conditioning(family: str, made_by: str, seed: int) -> Any:
 
 def latent(family: str, made_by: str, seed: int) -> Any:
     made = tiny(family).latent(seed=seed)
-    if getattr(made["samples"], "is_nested", False):
+    if getattr(made["samples"], "is_nested", False) and "MiniMax" not in made_by:
         made["samples"] = made["samples"].unbind()["Audio" in made_by]
     return made
 
@@ -433,6 +434,14 @@ OWN = {"StandIn": StandIn, "Judge": Judge, "Kept": Kept}
 # Runs
 
 
+def host_of(monkeypatch: pytest.MonkeyPatch) -> executor.Host:
+    """ComfyUI's executor, with the nodes of this file."""
+    host = executor.host(monkeypatch)
+    for name, node in OWN.items():
+        monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, name, node)
+    return host
+
+
 def searched(host: executor.Host, small: Reduced, vary: str) -> dict[str, list[Any]]:
     """What Search Picture gives on the picture of a workflow."""
     widgets = {"candidates": CANDIDATES, "prompt": "", "top_k": CANDIDATES, "vary": vary}
@@ -526,6 +535,8 @@ def failed_at(small: Reduced, error: str) -> tuple[str, str]:
 
 def run_all(planned: Sequence[Any]) -> None:
     """Runs one template of every kind, and prints a table."""
+    from server import PromptServer
+
     folder_paths.set_output_directory(mkdtemp(prefix="noise-search-output-"))
     kinds = kinds_of(planned)
     print(f"\n{len(kinds)} kinds of part, each with seed, seed + 1, seed + 2 against the workflow itself")

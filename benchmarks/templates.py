@@ -1,8 +1,8 @@
 """Search Picture on the official templates: how far it comes on each, and whether its candidates are the workflow's.
 
     COMFYUI_PATH=/path/to/ComfyUI python benchmarks/templates.py
-    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/templates.py --package 0.1.27 --graphs /tmp/graphs --details
-    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/templates.py --graphs /tmp/graphs --kinds
+    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/templates.py --package 0.1.27 --graphs FOLDER --details
+    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/templates.py --graphs FOLDER --kinds
 
 The funnel: every workflow of the package comfyui-workflow-templates-json (the installed one, or a version of it that
 pip fetches, or a folder) is loaded in ComfyUI's front end and turned into what the Run button would queue. Needs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,8 @@ def classes() -> dict[str, type]:
             if hasattr(module, "NODE_CLASS_MAPPINGS"):
                 found.update(module.NODE_CLASS_MAPPINGS)
                 continue
-            extension = await module.comfy_entrypoint()
+            extension = module.comfy_entrypoint()  # in some of ComfyUI's modules no coroutine
+            extension = await extension if inspect.isawaitable(extension) else extension
             for node in await extension.get_node_list():
                 node.RELATIVE_PYTHON_MODULE = module.__name__
                 found[node.GET_SCHEMA().node_id] = node
