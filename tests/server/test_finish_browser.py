@@ -454,3 +454,41 @@ class TestTheDialog:
                 tab.page.mouse.move(800, 500)
         for name in ("Stored searches", "Finish now"):
             tab.page.get_by_role("menuitem", name=name, exact=True).wait_for(timeout=WAIT)
+
+
+SLOTS = """() => {
+    const node = app.rootGraph.nodes.find(node => node.type === 'NoiseSearchPicture');
+    return [node.inputs, node.outputs].map(slots => slots.filter(slot => slot.name.startsWith('also_')).length);
+}"""
+ADD_PICTURE = """() => {
+    const node = LiteGraph.createNode('NoiseSearchPicture');
+    app.rootGraph.add(node);
+    return [node.size[0], node.widgets.some(widget => widget.name === 'candidates')];
+}"""
+LINK_MORE = """number => {
+    const node = app.rootGraph.nodes.find(node => node.type === 'NoiseSearchPicture');
+    const source = app.rootGraph.nodes.find(node => node.type === 'EmptySD3LatentImage');
+    source.connect(0, node, node.inputs.findIndex(input => input.name === `also_${number}`));
+}"""
+UNLINK_MORE = """number => {
+    const node = app.rootGraph.nodes.find(node => node.type === 'NoiseSearchPicture');
+    node.disconnectInput(node.inputs.findIndex(input => input.name === `also_${number}`));
+}"""
+
+
+def test_slots_for_more_of_the_winner_come_as_they_are_used(tab):
+    """Search Picture has sixteen pairs; one is free at any time."""
+    tab.open()
+    page = tab.page
+    width, made = page.evaluate(ADD_PICTURE)
+    assert made and width >= 300
+    shown = lambda: page.evaluate(SLOTS)  # noqa: E731
+    assert shown() == [1, 1]
+    for number in (1, 2):
+        page.evaluate(LINK_MORE, number)
+        page.wait_for_function(f"({SLOTS})().every(count => count === {number + 1})", timeout=WAIT)
+    before, after = page.evaluate(SAVE_AND_LOAD)
+    assert before == after
+    page.wait_for_function(f"({SLOTS})().every(count => count === 3)", timeout=WAIT)
+    page.evaluate(UNLINK_MORE, 2)
+    page.wait_for_function(f"({SLOTS})().every(count => count === 2)", timeout=WAIT)
