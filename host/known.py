@@ -81,6 +81,10 @@ CACHE = "cache"  # in the name of what a cache puts into `transformer_options`: 
 
 # Latents and models.
 NO_PICTURES = {"audio": "audio", "hunyuan3dv2": "a 3D shape"}  # by the "type" that nodes put in a LATENT
+NO_PICTURE_FORMATS = {  # by the class of a model's latent format
+    **dict.fromkeys(("ACEAudio", "ACEAudio15", "StableAudio1", "StableAudio3"), "audio"),
+    **dict.fromkeys(("Hunyuan3Dv2", "Hunyuan3Dv2_1", "Hunyuan3Dv2mini", "TripoSplat"), "a 3D shape"),
+}
 RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # only newer hosts put these in a LATENT
 VIDEO_MODELS = frozenset({"comfy.model_base.SVD_img2vid"})  # whose latent batch is one video
 MOTION_MODELS = "ADE"  # under which AnimateDiff's pack keeps its motion models on a MODEL: then it is one, too

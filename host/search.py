@@ -55,10 +55,10 @@ def run_node(
     before it is computed. Raises ValueError on inputs that cannot be searched.
     """
     judges, options = judges_of(verifier), options or Options()
-    told = verifier_prompt(typed_prompt, judges, graph, prompt_behind)
-    log_to_console.info("Noise Search: the verifier reads %r (from %s)", told.text, told.source)
     sampling = make_sampling()
     sampling.check()
+    told = verifier_prompt(typed_prompt, judges, graph, prompt_behind)
+    log_to_console.info("Noise Search: the verifier reads %r (from %s)", told.text, told.source)
     algorithm, candidates = feasible(algorithm or RandomSearch(), candidates, sampling)
     budget = replace(budget or Budget(), candidates=candidates)
     notes = [*prompt_notes([told], judges), *judges.cuts([told.text])]

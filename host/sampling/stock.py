@@ -27,7 +27,7 @@ from ...search.recipe import SEED_RANGE, Recipe
 from ...verifiers.console import logger
 from ..demo import check_latent
 from ..errors import is_cancel
-from ..known import GUIDER, MOTION_MODELS, NO_PICTURES, PASSING, RATIO_KEYS, VIDEO_MODELS, kinds
+from ..known import GUIDER, MOTION_MODELS, NO_PICTURE_FORMATS, NO_PICTURES, PASSING, RATIO_KEYS, VIDEO_MODELS, kinds
 from .noise import initial_noise
 from .oom import retry_on_oom
 from .rehearsal import Rehearsal
@@ -88,7 +88,7 @@ class Sampling:
         settings: Mapping[str, Any],
         to_intermediate_dtype: bool = False,
     ):
-        check_pictures(latent)
+        check_pictures(latent, guider.model_patcher)
         self.source, self.source_options = guider, guider.model_options  # a guider around another shares them with it
         self.guider = copy.copy(guider)
         self.guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
@@ -341,14 +341,17 @@ def takes_frames(model: Any) -> bool:
     return not VIDEO_MODELS.isdisjoint(kinds(model.model)) or bool(model.additional_models.get(MOTION_MODELS))
 
 
-def check_pictures(latent: Mapping[str, Any]) -> None:
-    """Raises ValueError where a LATENT is not of pictures: nothing here could score what comes of it."""
+def check_pictures(latent: Mapping[str, Any], model: Any = None) -> None:
+    """Raises ValueError where a LATENT, or the model that samples it, is not of pictures: nothing here could score what
+    comes of it."""
     samples = latent["samples"]
     first = samples.unbind()[0] if samples.is_nested else samples  # of a video with its sound the video
     kind = "" if samples.is_nested else str(latent.get("type", ""))  # joined, a latent may keep that of its sound
-    if first.ndim > 3 and kind not in NO_PICTURES:
+    latent_format = getattr(getattr(model, "model", None), "latent_format", None)
+    made = NO_PICTURE_FORMATS.get(type(latent_format).__name__)
+    if first.ndim > 3 and kind not in NO_PICTURES and made is None:
         return
-    what = NO_PICTURES.get(kind, "audio or a 3D shape")
+    what = made or NO_PICTURES.get(kind, "audio or a 3D shape")
     raise ValueError(
         f"the latent is {list(first.shape)}, which is {what}, and a search scores images: it wants a latent "
         "[batch, channels, height, width], or [batch, channels, frames, height, width] for a video. Sample this one "

@@ -57,6 +57,14 @@ def test_what_mixes_is_in_the_module_that_is_named(host):
     assert others == set(), f"{others} would count as mixing with the others of the module"
 
 
+def test_every_format_of_latents_that_are_no_pictures_is_known():
+    formats = pytest.importorskip("comfy.latent_formats")
+    classes = [one for one in vars(formats).values() if isinstance(one, type) and issubclass(one, formats.LatentFormat)]
+    sounds = {one.__name__ for one in classes if getattr(one, "latent_dimensions", 2) == 1 or "Audio" in one.__name__}
+    sounds |= {one.__name__ for one in classes if "3D" in one.__name__ or "Splat" in one.__name__}
+    assert {"ACEAudio", "Hunyuan3Dv2", "StableAudio1"} <= sounds <= set(known.NO_PICTURE_FORMATS)
+
+
 NEW = {
     "a guidance": "m.set_model_sampler_post_cfg_function(after)",
     "a patch of attention": "m.set_model_attn2_output_patch(after)",

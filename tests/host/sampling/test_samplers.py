@@ -9,9 +9,11 @@ import torch
 
 pytest.importorskip("comfy")
 
+import comfy.latent_formats
 import comfy.model_management as mm
 import comfy.samplers
 from any_model import AnyVae, Contrast, setup_of
+from comfy.nested_tensor import NestedTensor
 from comfy_extras import nodes_custom_sampler
 from conformance import SEED, search
 from noise_search.host.graph.graph import Graph
@@ -365,6 +367,29 @@ def test_a_latent_that_is_no_picture_is_refused_before_sampling(latent, what):
     inputs = (8, setup.cfg, "euler", "simple", setup.positive, setup.negative, latent)
     with pytest.raises(ValueError, match=what):
         Sampling.ksampler(setup.model, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("latent_format", "samples", "what"),
+    [
+        ("ACEAudio", torch.zeros(1, 8, 16, 64), "audio"),  # of VAE Encode Audio, which does not say so in the latent
+        ("Hunyuan3Dv2", NestedTensor((torch.zeros(1, 8192, 16), torch.zeros(1, 1, 5))), "a 3D shape"),
+    ],
+)
+def test_a_model_that_makes_no_pictures_is_refused_whatever_its_latent_says(monkeypatch, latent_format, samples, what):
+    setup = setup_of(sd3())
+    monkeypatch.setattr(setup.model.model, "latent_format", getattr(comfy.latent_formats, latent_format)())
+    inputs = (8, setup.cfg, "euler", "simple", setup.positive, setup.negative, {"samples": samples})
+
+    class Never:
+        needs_prompt, members = True, ("never",)
+
+        def score(self, images, prompts): ...
+
+    with pytest.raises(ValueError, match=f"which is {what}, and a search scores images"):  # and not that it has no text
+        whole_search(
+            lambda: Sampling.ksampler(setup.model, *inputs), AnyVae(), Never(), 1, 4, "", 1, Graph(), "positive"
+        )
 
 
 def test_a_video_joined_with_its_sound_is_no_audio():
