@@ -8,15 +8,18 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import comfy.clip_vision
 import comfy.ldm.lightricks.model
 import comfy.ldm.wan.model
 import comfy.model_patcher
+import comfy.supported_models
 import comfy_extras.nodes_lt_upsampler
 import executor
 import folder_paths
@@ -27,6 +30,7 @@ from comfy.ops import disable_weight_init
 from noise_search.host.graph import classes
 from noise_search.host.graph.links import is_link, links_of, upstream
 from noise_search.host.graph.part import Part, find_part
+from noise_search.host.picture import workflow
 from tiny_models import TinyModel
 
 import nodes as host_nodes
@@ -199,6 +203,8 @@ def family_of(graph: Mapping[str, Any]) -> str:
         return "ltxav"
     if any(kind.startswith("LTXV") or kind.startswith("EmptyLTXV") for kind in kinds):
         return "ltxv"
+    if "SamplerARVideo" in kinds:
+        return "causal_wan"
     if "Wan22ImageToVideoLatent" in kinds:
         return "wan22"
     if {"WanImageToVideo", "WanFirstLastFrameToVideo", "WanFunInpaintToVideo"} & kinds:
@@ -229,6 +235,18 @@ def wan_like(name: str, channels: int, out: int, seed: int) -> TinyModel:
     return TinyModel(name, tiny_models.from_state_dict(network, seed=seed), ((out, 3, 8, 8),), 4096, ())
 
 
+def causal_wan() -> TinyModel:
+    """Wan that makes frame after frame, as the sampler of Causal Forcing asks for."""
+    like = tiny("wan")
+    config = comfy.supported_models.WAN21_CausalAR_T2V(dict(like.model.model.model_config.unet_config))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({})
+    tiny_models.randomise(model.diffusion_model, seed=11)
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return replace(like, name="causal_wan", model=patcher)
+
+
 def ltxv() -> TinyModel:
     sizes = {"cross_attention_dim": 64, "attention_head_dim": 32, "num_attention_heads": 2, "caption_channels": 32}
     network = comfy.ldm.lightricks.model.LTXVModel(
@@ -239,7 +257,7 @@ def ltxv() -> TinyModel:
     return TinyModel("ltxv", model, ((128, 2, 4, 4),), 32, (), extras=extras)
 
 
-FAMILIES = {**tiny_models.BUILDERS, "ltxv": ltxv}
+FAMILIES = {**tiny_models.BUILDERS, "ltxv": ltxv, "causal_wan": causal_wan}
 FAMILIES["wan_i2v"] = lambda: wan_like("wan_i2v", 36, 16, 9)
 FAMILIES["wan22"] = lambda: wan_like("wan22", 48, 48, 10)
 MADE: dict[str, TinyModel] = {}
@@ -442,8 +460,9 @@ def host_of(monkeypatch: pytest.MonkeyPatch) -> executor.Host:
     return host
 
 
-def searched(host: executor.Host, small: Reduced, vary: str) -> dict[str, list[Any]]:
-    """What Search Picture gives on the picture of a workflow."""
+def searched(host: executor.Host, small: Reduced, vary: str, as_noises: bool = False) -> dict[str, list[Any]]:
+    """What Search Picture gives on the picture of a workflow. as_noises: its noises are put in as those that are no
+    seed, by samplers that take a noise in the place of those that take a seed."""
     widgets = {"candidates": CANDIDATES, "prompt": "", "top_k": CANDIDATES, "vary": vary}
     graph = {**small.graph, VERIFIER: {"class_type": "Judge", "inputs": {}}}
     graph[SEARCH] = {
@@ -453,7 +472,8 @@ def searched(host: executor.Host, small: Reduced, vary: str) -> dict[str, list[A
     for slot, name in ((3, "log"), (4, "top_images")):
         graph[name] = {"class_type": "Kept", "inputs": {"value": [SEARCH, slot], "key": name}}
     Kept.values = {}
-    host.run(graph, "log", "top_images")
+    with patch.object(workflow, "seed_of", lambda *_: None) if as_noises else nullcontext():
+        host.run(graph, "log", "top_images")
     return Kept.values
 
 
@@ -494,7 +514,7 @@ def equal(found: Mapping[str, list[Any]], expected: Sequence[Sequence[torch.Tens
     return same
 
 
-def run_kind(host: executor.Host, planned: Any, vary: str = FIRST) -> Outcome:
+def run_kind(host: executor.Host, planned: Any, as_noises: bool, vary: str = FIRST) -> Outcome:
     """Compares one template's part with the workflow itself."""
     stops: dict[str, str] = {}
     for _ in range(FORCED_STOPS):
@@ -515,9 +535,9 @@ def run_kind(host: executor.Host, planned: Any, vary: str = FIRST) -> Outcome:
     if (
         all(map(torch.equal, expected[0], expected[1])) and vary == FIRST
     ):  # as no stand-in takes the first stage's result
-        return run_kind(host, planned, ALL)
+        return run_kind(host, planned, as_noises, ALL)
     try:
-        found = searched(host, small, vary)
+        found = searched(host, small, vary, as_noises)
     except RuntimeError as error:
         return Outcome(0, str(error), stood_in=named)
     alike = all(map(torch.equal, expected[0], expected[1]))
@@ -533,7 +553,7 @@ def failed_at(small: Reduced, error: str) -> tuple[str, str]:
     return at, error[len(at) + 2 :]
 
 
-def run_all(planned: Sequence[Any]) -> None:
+def run_all(planned: Sequence[Any], as_noises: bool) -> None:
     """Runs one template of every kind, and prints a table."""
     from server import PromptServer
 
@@ -547,7 +567,7 @@ def run_all(planned: Sequence[Any]) -> None:
             monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, name, node)
             monkeypatch.setattr(PromptServer, "instance", Quiet(), raising=False)  # some nodes say something to it
         for kind in kinds:
-            tried = [*attempts(host, kind)]
+            tried = [*attempts(host, kind, as_noises)]
             one, outcome = tried[-1]
             said = "not run" if outcome.equal is None else f"{outcome.equal} of {CANDIDATES} equal"
             said += " (all alike)" * outcome.alike
@@ -562,10 +582,10 @@ def run_all(planned: Sequence[Any]) -> None:
     print(", ".join(f"{count} x {said}" for said, count in counts.items()))
 
 
-def attempts(host: executor.Host, kind: Kind) -> Iterator[tuple[Any, Outcome]]:
+def attempts(host: executor.Host, kind: Kind, as_noises: bool) -> Iterator[tuple[Any, Outcome]]:
     """The templates of a kind until one runs, at most three."""
     for one in kind.planned[:3]:
-        outcome = run_kind(host, one)
+        outcome = run_kind(host, one, as_noises)
         yield one, outcome
         if outcome.equal is not None:
             return

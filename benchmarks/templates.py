@@ -19,7 +19,8 @@ those whose result is sound or a 3D model.
 conditioning are one kind, and of each kind the smallest part runs on this ComfyUI with tiny models. Nodes of the part
 are ComfyUI's own, with the template's settings but for sizes and steps; what loads files or encodes text before the
 part is stood in for. Every candidate of Search Picture is compared, bit for bit, with the workflow itself queued with
-seed, seed + 1, seed + 2.
+seed, seed + 1, seed + 2. With --noises the same noises are put in as Zero-Order Search puts in its own, which are no
+seeds: by samplers of this pack in the place of ComfyUI's.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--graphs", type=Path, help="keeps the converted graphs here, and takes those that are there")
     parser.add_argument("--details", action="store_true", help="lists every workflow, with the text that was found")
     parser.add_argument("--kinds", action="store_true", help="runs every kind of part, too")
+    parser.add_argument("--noises", action="store_true", help="with --kinds: put seeds in as noises that are none")
     parser.add_argument("--only", default="", help="only workflows whose name has this in it")
     options = parser.parse_args()
     load_comfyui()
@@ -86,7 +88,7 @@ def main() -> None:
     if options.kinds:
         import _kinds
 
-        _kinds.run_all([one for one in found if one.part is not None])
+        _kinds.run_all([one for one in found if one.part is not None], options.noises)
 
 
 def load_comfyui() -> None:

@@ -145,14 +145,15 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("as_noises", [False, True], ids=["seeds", "noises"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_candidate_is_the_workflow_with_another_seed(kinds, host, kind):
+def test_every_candidate_is_the_workflow_with_another_seed(kinds, host, kind, as_noises):
     from noise_search.host.graph import classes
     from noise_search.host.graph.part import find_part
 
     part = find_part(KINDS[kind], [("picture", 0)], classes.node_class)
     small = kinds.Reduced(KINDS[kind], ["picture", 0], part)
-    found = kinds.searched(host, small, kinds.FIRST)
+    found = kinds.searched(host, small, kinds.FIRST, as_noises)
     expected = [kinds.stock(host, small, step) for step in range(kinds.CANDIDATES)]
     assert kinds.equal(found, expected) == kinds.CANDIDATES
     assert len({expected[step][0].sum().item() for step in range(kinds.CANDIDATES)}) == kinds.CANDIDATES
