@@ -127,7 +127,7 @@ KINDS = {
         **loaded("flux"),
         "encoded": node("VAEEncode", pixels=["still", 0], vae=["vae", 0]),
         "masked": node("SetLatentNoiseMask", samples=["encoded", 0], mask=["mask", 0]),
-        "k": ksampler(["masked", 0], denoise=0.8),
+        "k": ksampler(["masked", 0], denoise=0.5),
         "decode": decoded(["k", 0]),
         "picture": node("ImageCompositeMasked", destination=["still", 0], source=["decode", 0], mask=["mask", 0], x=0,
                         y=0, resize_source=False),
