@@ -109,7 +109,8 @@ def mid_ranks(raw: torch.Tensor) -> torch.Tensor:
 
 def z_scores(raw: torch.Tensor) -> torch.Tensor:
     """Columns of [candidates, members] minus their mean, over their standard deviation; 0 where one is constant."""
-    constant = raw.amax(dim=0) == raw.amin(dim=0)  # their deviation is not exactly 0: the mean is rounded
+    columns = raw.T.contiguous()
+    constant = columns.amax(dim=1) == columns.amin(dim=1)  # their deviation is not exactly 0: the mean is rounded
     scaled = (raw - raw.mean(dim=0)) / raw.std(dim=0, correction=0)
     return torch.where(constant, torch.zeros_like(raw), scaled)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+LOWEST = -sys.float_info.max  # the level of candidates without a place
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,13 @@ def finals_only_members(engine: Any) -> tuple[int, ...]:
 class Ladder:
     """The order in which one judge that compares has some candidates, of one item of the batch: those that it finds
     equal share a rung. Each finds its place by halving, so it takes few answers; what else was answered plays no part.
+
+    levels: a number for each candidate, of which only the order says anything.
     """
 
     def __init__(self) -> None:
         self.rungs: list[list[int]] = []  # best first
+        self.levels: dict[int, float] = {}
 
     def find(self, new: int, ask: Callable[[int, int], float]) -> tuple[int, bool]:
         """The place of a candidate: a rung, and whether it shares that. ask: the answer on one that is there and the
@@ -110,13 +116,24 @@ class Ladder:
             low, high = (middle + 1, high) if answer > 0.5 else (low, middle)
         return low, False
 
-    def put(self, new: int, place: tuple[int, bool]) -> None:
-        """Puts a candidate where it was found to be."""
+    def put(self, new: int, place: tuple[int, bool]) -> bool:
+        """Puts a candidate where it was found to be. Returns whether the others keep their levels."""
         rung, shared = place
+        beside = [self.levels[of[0]] for of in self.rungs[rung if shared else max(rung - 1, 0) : rung + 1]]
+        if not shared:
+            self.rungs.insert(rung, [])
+        self.rungs[rung].append(new)
         if shared:
-            self.rungs[rung].append(new)
+            self.levels[new] = beside[0]
+        elif len(beside) < 2:  # at an end
+            self.levels[new] = beside[0] + (1.0 if rung == 0 else -1.0) if beside else 0.0
         else:
-            self.rungs.insert(rung, [new])
+            self.levels[new] = sum(beside) / 2
+            if self.levels[new] in beside:  # there is no number between them
+                numbered = enumerate(reversed(self.rungs))
+                self.levels = {index: float(number) for number, of in numbered for index in of}
+                return False
+        return True
 
     def ranks(self) -> dict[int, float]:
         """The candidates' ranks, 0 the lowest, as `mid_ranks` has them."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, product
+from itertools import accumulate, islice, product
 from typing import Any, cast
 
 import torch
 
 from .aggregate import Aggregator, check_values
-from .comparisons import Comparing, Ladder, NoAnswer, Sight
+from .comparisons import LOWEST, Comparing, Ladder, NoAnswer, Sight
 from .engine import Engine, Recipes, Rendered
 from .ledger import LEFT_OUT, Cost, Ledger
 from .ranking import Ranking, ranking
@@ -63,21 +64,19 @@ class _Stages:
         self.members: dict[str, list[int]] = {}  # by stage: the indices of its candidates
         self.places: list[int] = []  # of each candidate in its stage
 
-    def _compared(self, stage: str, column: int, row: int) -> dict[int, float]:
-        """The ranks that a judge which compares gives the candidates of a stage, by place."""
-        ladder = self.ladders.get((column, row, stage))
-        return {self.places[index]: rank for index, rank in ladder.ranks().items()} if ladder is not None else {}
-
     def fits(self, log: SearchLog) -> bool:
         """Whether these are rankings of what the log ranks by; its candidates only ever get more."""
         return self.aggregator is log.aggregator
 
     def add(self, candidate: Candidate, aggregator: Callable[[str], Aggregator]) -> None:
         if candidate.stage not in self.rankings:
-            compared = partial(self._compared, candidate.stage)
-            self.rankings[candidate.stage] = ranking(aggregator(candidate.stage), *self.shape, compared)
+            self.rankings[candidate.stage] = ranking(aggregator(candidate.stage), *self.shape)
             self.members[candidate.stage] = []
-        self.rankings[candidate.stage].add(torch.tensor(candidate.values, dtype=torch.float64).reshape(self.shape))
+        values = torch.tensor(candidate.values, dtype=torch.float64).reshape(self.shape)
+        for row, column in product(range(len(values)), self.aggregator.comparative):
+            ladder = self.ladders.get((column, row, candidate.stage))
+            values[row, column] = ladder.levels.get(candidate.index, LOWEST) if ladder is not None else LOWEST
+        self.rankings[candidate.stage].add(values)
         self.places.append(len(self.members[candidate.stage]))
         self.members[candidate.stage].append(candidate.index)
 
@@ -145,7 +144,8 @@ class SearchLog:
         places = self._places(candidate, ask)  # before it is there: answers may take long, and somebody may look in
         self.candidates.append(candidate)
         for ladder, place in places:
-            ladder.put(index, place)
+            if not ladder.put(index, place):
+                self._stages = None  # the levels of others are new
         self.ledger.charge(rendered.cost)
         self.keep_thumbnails(index, rendered)
         return candidate
@@ -453,19 +453,23 @@ class SearchLog:
         if excess <= 0:
             return
         stages = self._ranked()
-        last = []
-        for (stage, row), numbers in self._held.items():
-            if self.has_stock:
-                marked = stages.rankings[stage].last_marked(row, excess)
-            else:
-                marked = [(place, place) for place in sorted(stages.places[index] for index in numbers)[-excess:]]
-            for rank, place in marked:
-                index = stages.members[stage][place]
-                last.append((stage != FINAL, rank, numbers[index], index, row))  # of equal ones the last that came
-        for *_, index, row in sorted(last)[-excess:]:
+        lasts = {stage: of_stage.last_marked(excess) for stage, of_stage in stages.rankings.items()}
+        held = (self._last_held(stage, row, lasts[stage][row]) for stage, row in self._held)
+        for *_, index, row in list(islice(heapq.merge(*held, reverse=True), excess)):
             stage = self.candidates[index].stage
             stages.rankings[stage].unmark(row, stages.places[index])
             del self.thumbnails[index, row], self._held[stage, row][index]
+
+    def _last_held(self, stage: str, row: int, last: Iterable[int]) -> Iterator[tuple[bool, int, int, int, int]]:
+        """What has a picture, the last first: (whether it is no final, its position, when it came, its index, row).
+        last: their places in the stage. Their positions are found as they are asked for."""
+        stages, came = self._ranked(), self._held[stage, row]
+        members = stages.members[stage]
+        position: Callable[[int], int] = partial(stages.rankings[stage].position, row)
+        if not self.has_stock:  # replayed recipes keep the order they came in
+            last, position = (place for place in range(len(members))[::-1] if members[place] in came), int
+        for place in last:
+            yield stage != FINAL, position(place), came[members[place]], members[place], row
 
     def _ranked(self) -> _Stages:
         """The rankings of all candidates so far."""

@@ -1,23 +1,24 @@
 """The order of a stage's candidates, kept up to date as they come.
 
 Where a score stands for itself, a new candidate is put in its place. With several verifiers combined by rank or
-z-score, it changes the scores of all: then everything is held as tensors over all candidates, so that one more costs a
-few operations on them, and nothing is sorted unless the whole order is asked for.
+z-score, or judges that compare, it changes the scores of all. Then one more costs a few operations on tensors over all
+candidates, which take little beside the rest; scores, and the whole order, are computed when somebody asks for them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
 from .aggregate import Aggregator, order, weighted
 
-Compared = Callable[[int, int], Mapping[int, float]]  # column and row -> ranks by place, 0 the lowest
 SHORTLIST = 8  # candidates at the head of the order, which are asked for again and again
+FRACTION, LARGE = 64, 4096  # sums of ranks are exact with weights in steps of 1/64, below 4,096
+ROUNDING = 1e-10  # of what is summed: doubles have 16 digits, and over thousands of candidates a few are lost
 
 
 class Ranking(ABC):
@@ -30,7 +31,7 @@ class Ranking(ABC):
 
     @abstractmethod
     def add(self, values: torch.Tensor) -> None:
-        """Adds a candidate by its raw values, float64 [rows, members]."""
+        """Adds a candidate by its raw values, float64 [rows, members]; of a judge that compares, by its level."""
 
     @abstractmethod
     def scores(self, row: int) -> torch.Tensor:
@@ -56,15 +57,17 @@ class Ranking(ABC):
     def unmark(self, row: int, place: int) -> None: ...
 
     @abstractmethod
-    def last_marked(self, row: int, count: int) -> list[tuple[int, int]]:
-        """The marked candidates that stand last: their positions in the order, from 0, and their places."""
+    def last_marked(self, count: int) -> list[list[int]]:
+        """By row, the places of the `count` marked candidates that stand last, the last first."""
+
+    @abstractmethod
+    def position(self, row: int, place: int) -> int:
+        """Where a candidate stands in the order, from 0."""
 
 
-def ranking(aggregator: Aggregator, rows: int, members: int, compared: Compared) -> Ranking:
-    """An empty ranking by this aggregator. compared: what judges that compare make of it."""
-    deciding, _ = aggregator.deciding(members)
-    if deciding[list(aggregator.comparative)].any():
-        return Ordinal(aggregator, rows, members, compared)
+def ranking(aggregator: Aggregator, rows: int, members: int) -> Ranking:
+    """An empty ranking by this aggregator."""
+    aggregator.deciding(members)  # says so where the weights are too many or too few
     return (Relative if aggregator.relative(members) else Absolute)(aggregator, rows, members)
 
 
@@ -72,7 +75,6 @@ class Absolute(Ranking):
     """Scores that stand for themselves: every row is a sorted list."""
 
     def __init__(self, aggregator: Aggregator, rows: int, members: int):
-        aggregator.deciding(members)  # says so where the weights are too many or too few
         self.aggregator = aggregator
         self.count = 0
         self._keys: list[list[tuple[int, float, int]]] = [[] for _ in range(rows)]  # by place: smaller is better
@@ -107,134 +109,197 @@ class Absolute(Ranking):
     def unmark(self, row: int, place: int) -> None:
         del self._marked[row][bisect_left(self._marked[row], self._keys[row][place])]
 
-    def last_marked(self, row: int, count: int) -> list[tuple[int, int]]:
-        return [(bisect_left(self._sorted[row], key), key[-1]) for key in self._marked[row][-count:]]
+    def last_marked(self, count: int) -> list[list[int]]:
+        return [[place for *_, place in marked[: -count - 1 : -1]] for marked in self._marked]
+
+    def position(self, row: int, place: int) -> int:
+        return bisect_left(self._sorted[row], self._keys[row][place])
 
 
 class Relative(Ranking):
-    """Scores that say how a candidate compares with the others."""
+    """Scores that say how a candidate compares with the others.
+
+    Each has a key, the larger the better: the score, or what gives the same order and takes less to compute, and less
+    the more gates fail. Where keys are so close that rounding may have made the difference, the scores decide.
+    """
 
     def __init__(self, aggregator: Aggregator, rows: int, members: int):
-        self.aggregator, self.rows = aggregator, rows
-        self.count = 0
-        self._deciding, self._weights = aggregator.deciding(members)
+        deciding, self._weights = aggregator.deciding(members)
+        self._members = deciding.nonzero().flatten().tolist()
+        self._comparative = [at for at, member in enumerate(self._members) if member in aggregator.comparative]
+        self._by_rank = aggregator.method == "mean_rank" and len(self._members) > 1
+        self._by_spread = aggregator.method == "z_score" and len(self._members) > 1 and not self._comparative
+        self._whole = bool((self._weights * FRACTION % 1 == 0).all()) and float(self._weights.amax()) < LARGE
         self._gated = any(gate is not None for gate in aggregator.gates or ())
-        self._values = _Table(rows, members)
-        self._ranks = _Table(rows, len(self._weights))  # of the members that decide, as `mid_ranks` has them
-        self._vetoes = _Table(rows, dtype=torch.int64)
-        self._scores: torch.Tensor | None = None
-        self._short: dict[int, list[int]] = {}  # by row, the first of the order
-        self._marked: list[list[int]] = [[] for _ in range(rows)]
+        self.aggregator, self.rows, self.count = aggregator, rows, 0
+        self._plain = replace(aggregator, weights=tuple(self._weights.tolist()), gates=None, comparative=())
+        self._values = _Table(rows, len(self._members))  # of the members that decide
+        self._leads = _Table(rows, len(self._members))  # how many a candidate beats, less those that beat it
+        self._spread = _Spread()
+        self._vetoes = _Table(rows)
+        self._unmarked = _Table(rows)  # infinity, 0 where marked
+        self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of what holds until another candidate comes."""
+        self._scores: dict[int, torch.Tensor] = {}  # by row
+        self._keyed: tuple[torch.Tensor, float] | None = None
+        self._first: list[list[int]] = []  # by row, the best
 
     def add(self, values: torch.Tensor) -> None:
-        if self.aggregator.method == "mean_rank":
-            self._rank(values[:, self._deciding])
-        self._values.append(values)
-        self._vetoes.append(self.aggregator.vetoes(values) if self._gated else torch.zeros((), dtype=torch.int64))
+        new = values[:, self._members]
+        if self._by_rank or self._comparative:
+            ahead = torch.sign(self._values.get() - new[..., None])
+            self._leads.get().add_(ahead)
+            self._leads.append(-ahead.sum(dim=-1))
+        if self._by_spread:
+            self._spread.add(new)
+        self._values.append(new)
+        if self._gated:
+            self._vetoes.append(self.aggregator.vetoes(values))
+        self._unmarked.append(torch.full((self.rows,), torch.inf))
         self.count += 1
-        self._scores = None
-        self._short.clear()
+        self._forget()
 
     def scores(self, row: int) -> torch.Tensor:
-        if self._scores is None:
-            self._scores = self._all_scores()
+        if row not in self._scores:
+            if self._by_rank and self.count > 1:
+                ranks = weighted(self._ranks().movedim(1, -1), self._weights)
+                self._scores = dict(enumerate(ranks / (self._weights.sum() * (self.count - 1))))
+            else:
+                self._scores[row] = self._plain(self._columns()[row].T.contiguous())
         return self._scores[row]
 
     def merits(self, row: int) -> list[tuple[int, float]]:
-        return list(zip((-self._vetoes.get()[row]).tolist(), self.scores(row).tolist(), strict=True))
+        vetoes = self._vetoes.get()[row].tolist() if self._gated else [0] * self.count
+        return [(-int(veto), score) for veto, score in zip(vetoes, self.scores(row).tolist(), strict=True)]
 
     def merit(self, row: int, place: int) -> tuple[int, float]:
-        return -int(self._vetoes.get()[row, place]), float(self.scores(row)[place])
+        return -int(self._vetoes.get()[row, place]) if self._gated else 0, float(self.scores(row)[place])
 
     def best(self, row: int, count: int) -> list[int]:
         if count > SHORTLIST:
-            return self._find_best(row, count)
-        if row not in self._short:
-            self._short[row] = self._find_best(row, SHORTLIST)
-        return self._short[row][:count]
-
-    def _order_of(self, row: int, places: Sequence[int]) -> list[int]:
-        at = torch.tensor(places)[:, None]
-        scores = self.scores(row)
-        better, equal = scores > scores[at], scores == scores[at]
-        if int(equal.sum()) > len(places):
-            better |= equal & (torch.arange(self.count) < at)
-        if self._gated:
-            vetoes = self._vetoes.get()[row]
-            better = (vetoes < vetoes[at]) | ((vetoes == vetoes[at]) & better)
-        return better.sum(dim=1).tolist()
+            return self._in_order(row, torch.arange(self.count))[:count]
+        if not self._first:
+            self._first = self._heads(self._keys()[0], SHORTLIST)
+        return self._first[row][:count]
 
     def mark(self, row: int, place: int) -> None:
-        insort(self._marked[row], place)
+        self._unmarked.get()[row, place] = 0.0
 
     def unmark(self, row: int, place: int) -> None:
-        self._marked[row].remove(place)
+        self._unmarked.get()[row, place] = torch.inf
 
-    def last_marked(self, row: int, count: int) -> list[tuple[int, int]]:
-        places = self._marked[row]
-        if not places:
-            return []
-        at = torch.tensor(places)
-        best_first = order(self.scores(row)[at], self._vetoes.get()[row][at] if self._gated else None)
-        last = [places[one] for one in best_first[-count:]]
-        return list(zip(self._order_of(row, last), last, strict=True))
+    def last_marked(self, count: int) -> list[list[int]]:
+        return self._heads(-self._keys()[0] - self._unmarked.get(), count, last=True)
 
-    def _find_best(self, row: int, count: int) -> list[int]:
-        scores = self.scores(row)
-        if self._gated or count >= self.count:
-            return order(scores, self._vetoes.get()[row])[:count]
-        enough = scores.topk(count).values[-1]
-        places = (scores >= enough).nonzero().flatten()
-        return places[order(scores[places])[:count]].tolist()
+    def position(self, row: int, place: int) -> int:
+        keys, close = self._keys()[0][row], self._keys()[1]
+        own = float(keys[place])
+        above = _count(keys > own + close)
+        if not close:
+            return above + _count(keys[:place] == own)
+        if _count(keys >= own - close) == above + 1:
+            return above
+        return above + self._in_order(row, ((keys - own).abs() <= close).nonzero().flatten()).index(place)
 
-    def _rank(self, new: torch.Tensor) -> None:
-        """Ranks with a candidate more, [rows, members that decide]: half a place for each that is equal."""
-        values, ranks = self._values.get()[:, :, self._deciding], self._ranks.get()
-        new = new[:, None]
-        below, equal = (values < new).to(torch.float64), (values == new).to(torch.float64)
-        ranks += 1.0 - below - 0.5 * equal
-        self._ranks.append(below.sum(dim=1) + 0.5 * equal.sum(dim=1))
+    def _heads(self, keys: torch.Tensor, count: int, last: bool = False) -> list[list[int]]:
+        """By row, the places of the `count` largest of these keys, in order, but for those of minus infinity.
+        last: the keys are negated, and so is what comes first of equal ones."""
+        close, heads, sign = self._keys()[1], [], -1 if last else 1
+        top = keys.topk(min(count + 1, self.count))
+        for row, found in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
+            pairs = [(-key, sign * place) for key, place in zip(*found, strict=True) if key > -torch.inf]
+            gaps = [other - one for (one, _), (other, _) in pairwise(pairs)]
+            if all(gap > close for gap in (gaps if close else gaps[count - 1 :])):
+                heads.append([sign * place for _, place in sorted(pairs)[:count]])
+            else:  # others belong there as well as these, or rounding decides
+                places = (keys[row] >= -pairs[:count][-1][0] - close).nonzero().flatten()
+                heads.append(self._in_order(row, places)[::sign][:count])
+        return heads
 
-    def _all_scores(self) -> torch.Tensor:
-        if self.aggregator.method != "mean_rank":
-            return torch.stack([self.aggregator(values) for values in self._values.get()])
-        if self.count == 1:
-            return torch.full((self.rows, 1), 0.5, dtype=torch.float64)
-        return weighted(self._ranks.get(), self._weights) / (self._weights.sum() * (self.count - 1))
+    def _in_order(self, row: int, places: torch.Tensor) -> list[int]:
+        """These places, which ascend, from best to worst."""
+        keys, close = self._keys()
+        decides = self.scores(row) if close else keys[row]
+        return places[order(decides[places], self._vetoes.get()[row, places] if self._gated else None)].tolist()
+
+    def _keys(self) -> tuple[torch.Tensor, float]:
+        """The keys, float64 [rows, candidates], and how far apart two may be without telling which score is higher; 0
+        where equal keys mean equal scores."""
+        if self._keyed is None:
+            if self._by_rank and self._whole:
+                keys, close = weighted(self._leads.get().movedim(1, -1), self._weights), 0.0
+            elif self._by_spread:
+                shares = self._spread.shares(self._weights)
+                keys = weighted(self._values.get().movedim(1, -1), shares.T[..., None])
+                close = ROUNDING * float((shares * self._spread.size).sum(dim=1).amax())
+            else:
+                keys, close = torch.stack([self.scores(row) for row in range(self.rows)]), 0.0
+            if self._gated:
+                veto = float(keys.amax() - keys.amin()) + 1.0  # more than any score makes good
+                keys = keys - veto * self._vetoes.get()
+                close += ROUNDING * (veto + float(keys.abs().amax()))
+            self._keyed = keys, close
+        return self._keyed
+
+    def _ranks(self) -> torch.Tensor:
+        """As `mid_ranks` has them, [rows, members, candidates]."""
+        return (self._leads.get() + (self.count - 1)) / 2
+
+    def _columns(self) -> torch.Tensor:
+        """What counts, [rows, members, candidates]: values, and of a judge that compares the share of the others that a
+        candidate is ahead of."""
+        columns = self._values.get()
+        if self._comparative:
+            columns = columns.clone()
+            shares = self._ranks()[:, self._comparative] / (self.count - 1) if self.count > 1 else 0.5
+            columns[:, self._comparative] = shares
+        return columns
 
 
-class Ordinal(Relative):
-    """Scores in which judges decide that only compare."""
+def _count(which: torch.Tensor) -> int:
+    return int(torch.count_nonzero(which))
 
-    def __init__(self, aggregator: Aggregator, rows: int, members: int, compared: Compared):
-        super().__init__(aggregator, rows, members)
-        self._compared = compared
 
-    def _rank(self, new: torch.Tensor) -> None:
-        """Does nothing: the judges' orders are known only once they have found a candidate's place."""
+class _Spread:
+    """How far values [rows, members] spread, kept up to date as they come (Welford's algorithm)."""
 
-    def _all_scores(self) -> torch.Tensor:
-        values = self._values.get().clone()
-        for row, column in product(range(self.rows), self.aggregator.comparative):
-            ranks = self._compared(column, row)
-            values[row, :, column] = 0.0
-            values[row, list(ranks), column] = torch.tensor(list(ranks.values()), dtype=torch.float64)
-        return torch.stack([self.aggregator(of_row) for of_row in values])
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, new: torch.Tensor) -> None:
+        if not self.count:
+            self.mean, self.least, self.most, self.squares = new, new, new, torch.zeros_like(new)
+        self.count += 1
+        apart = new - self.mean
+        self.mean = self.mean + apart / self.count
+        self.squares = self.squares + apart * (new - self.mean)
+        self.least, self.most = torch.minimum(self.least, new), torch.maximum(self.most, new)
+
+    @property
+    def size(self) -> torch.Tensor:
+        """The largest, without its sign."""
+        return torch.maximum(-self.least, self.most)
+
+    def shares(self, weights: torch.Tensor) -> torch.Tensor:
+        """The weights over the standard deviation; 0 where all are equal."""
+        return torch.where(self.least == self.most, 0.0, weights / (self.squares / self.count).sqrt())
 
 
 class _Table:
-    """A tensor [rows, candidates, ...] that grows by one candidate at a time."""
+    """A tensor [rows, ..., candidates] that grows by one candidate at a time."""
 
-    def __init__(self, rows: int, *rest: int, dtype: torch.dtype = torch.float64):
-        self._data = torch.zeros(rows, 16, *rest, dtype=dtype)
+    def __init__(self, *rest: int):
+        self._data = torch.zeros(*rest, 16, dtype=torch.float64)
         self._count = 0
 
     def append(self, values: torch.Tensor) -> None:
         """values: [rows, ...]"""
-        if self._count == self._data.shape[1]:
-            self._data = torch.cat([self._data, torch.zeros_like(self._data)], dim=1)
-        self._data[:, self._count] = values
+        if self._count == self._data.shape[-1]:
+            self._data = torch.cat([self._data, torch.zeros_like(self._data)], dim=-1)
+        self._data[..., self._count] = values
         self._count += 1
 
     def get(self) -> torch.Tensor:
-        return self._data[:, : self._count]
+        return self._data[..., : self._count]

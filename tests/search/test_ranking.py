@@ -164,7 +164,7 @@ def test_no_candidate_is_scored_again_for_one_more(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_ranking_of_other_weights_than_members_is_refused(method):
     with pytest.raises(ValueError, match="2 weights for 3 verifiers"):
-        ranking(Aggregator(method, weights=(1.0, 1.0)), 1, 3, lambda column, row: {})
+        ranking(Aggregator(method, weights=(1.0, 1.0)), 1, 3)
 
 
 def test_pictures_go_by_the_order_of_the_members_that_are_left(monkeypatch):
