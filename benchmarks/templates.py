@@ -286,7 +286,7 @@ def print_funnel(found: Sequence[Planned], details: bool) -> None:
             print(f"         {count} x {reason}")
         for one in here:
             if one.stage == stage and one.lost and number >= 2:
-                print(f"         {one.name}: {one.lost}")
+                print(f"         {one.name}: {' '.join(one.lost.split())}")
     later = sum(one.prompt == READ_LATER for one in found)
     print(f"       of these {later} {READ_LATER}")
     sizes = sorted(len(one.part.nodes) for one in found if one.part is not None)
