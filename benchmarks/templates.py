@@ -190,7 +190,9 @@ def plan(name: str, graph: Graph) -> Planned:
     kinds = {node_id: classes.node_class(str(node.get("class_type"))) for node_id, node in graph.items()}
     sampling = {node_id for node_id, kind in kinds.items() if samples(kind)}
     if not sampling:
-        found.lost = "a paid service" if any(kind.is_paid for kind in kinds.values()) else "no sampler"
+        unknown = any(not kind.inputs and not kind.outputs for kind in kinds.values())
+        paid = any(kind.is_paid for kind in kinds.values())
+        found.lost = "a paid service" if paid else "nodes that this ComfyUI has not" if unknown else "no sampler"
         return found
     found.stage = STAGES[1]
     links = pictures(graph, kinds) or open_pictures(graph, kinds)
