@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 import os
 import subprocess
@@ -96,6 +97,7 @@ def load_comfyui() -> None:
     if "COMFYUI_PATH" not in os.environ:
         raise SystemExit("Set COMFYUI_PATH to a ComfyUI folder: the benchmark runs inside it.")
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    importlib.import_module("utils.install_util")  # before a module of ComfyUI's nodes brings another `utils`
     from comfy.cli_args import args
 
     args.cpu = True
