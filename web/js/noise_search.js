@@ -1,10 +1,11 @@
-// What the pack adds to ComfyUI's front end: Finish now on the search nodes, what nodes say of their result, and two
-// commands.
+// What the pack adds to ComfyUI's front end: Finish now on the search nodes, what nodes say of their result, two entries
+// in the menus of nodes, and two commands.
 import { app } from "../../../scripts/app.js";
 import { addFinishButton, finishAll, refresh, watchExecution } from "./finish_now.js";
 import { growSlots } from "./more_slots.js";
 import { watchPictures } from "./one_picture.js";
 import { showOutputs, watchResult, watchTexts } from "./result_text.js";
+import { menuEntries } from "./search_this.js";
 import { showStoredSearches } from "./stored_searches.js";
 
 const PICTURE_NODE = "NoiseSearchPicture";
@@ -50,6 +51,7 @@ app.registerExtension({
     if (SEARCH_NODES.includes(node.comfyClass)) addFinishButton(node);
     if (NODES_WITH_TEXT.includes(node.comfyClass)) watchResult(node);
   },
+  getNodeMenuItems: menuEntries,
   onNodeOutputsUpdated: showOutputs,
   afterConfigureGraph: refresh,
 });
