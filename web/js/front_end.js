@@ -28,15 +28,16 @@ export const graphIdOf = (node) => (node.graph && node.graph !== root() ? node.g
 /** The open workflow as it would be saved. */
 export const savedNow = () => structuredClone(JSON.parse(JSON.stringify(root().serialize())));
 
-/** {name: value} of a node's widgets. */
-function widgetValues(node) {
-  return Object.fromEntries((node?.widgets ?? []).map((widget) => [widget.name, widget.value]));
-}
+// The widget below a seed, by the name that it has on ComfyUI's own samplers. Front ends before 1.58 call it "fixed" on
+// nodes that ask for this as its first value.
+export const CONTROL = "control_after_generate";
+const nameOf = (widget) => (widget.name === "fixed" && widget.options?.values?.includes?.("fixed") ? CONTROL : widget.name);
 
 /** {name: value} of the widgets of the node with this id in this graph. */
 export function valuesOf(graphId, id) {
   const graph = graphId === ROOT ? root() : root().subgraphs?.get(graphId);
-  return widgetValues(graph?.getNodeById(id));
+  const widgets = graph?.getNodeById(id)?.widgets ?? [];
+  return Object.fromEntries(widgets.map((widget) => [nameOf(widget), widget.value]));
 }
 
 /** Makes a node for its saved form, which it gives to `use` with its widgets; it is on no canvas before or after. */
@@ -52,11 +53,16 @@ function withNew(type, use) {
 /** The saved form of a new node, with these widget values where it has such widgets. */
 export function newNode(type, values = {}) {
   return withNew(type, (node) => {
-    for (const widget of node.widgets ?? []) if (Object.hasOwn(values, widget.name)) widget.value = values[widget.name];
+    for (const widget of node.widgets ?? []) {
+      if (Object.hasOwn(values, nameOf(widget))) widget.value = values[nameOf(widget)];
+    }
     node.setSize?.(node.computeSize());
     return JSON.parse(JSON.stringify(node.serialize()));
   });
 }
+
+/** What the widget below a new node's seed is called here. */
+export const controlOf = (type) => withNew(type, (node) => node.widgets.find((one) => nameOf(one) === CONTROL)?.name);
 
 /** What a new node's list of choices offers. */
 export function choicesOf(type, name) {

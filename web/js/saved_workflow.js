@@ -2,8 +2,8 @@
 // browser: it is plain data in, plain data out, and so the same under every front end.
 
 export const ROOT = null; // the graph that no subgraph is around
-const INSIDE_INPUT = -10; // what the saved format calls the two ends of a subgraph's own links
-const INSIDE_OUTPUT = -20;
+export const INSIDE_INPUT = -10; // what the saved format calls the two ends of a subgraph's own links
+export const INSIDE_OUTPUT = -20;
 const NEVER = 2;
 const BYPASS = 4;
 const GAP = 40;

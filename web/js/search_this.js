@@ -1,7 +1,7 @@
 // The entries "Search this" and "Search this picture" of a node's menu: a search in the place of a sampler, or on the
 // wire behind a picture.
 import * as frontEnd from "./front_end.js";
-import { inputOf, isActive, outputOf, ROOT, SavedWorkflow } from "./saved_workflow.js";
+import { INSIDE_INPUT, INSIDE_OUTPUT, inputOf, isActive, outputOf, ROOT, SavedWorkflow } from "./saved_workflow.js";
 
 const KSAMPLER = "NoiseSearchKSampler";
 const ADVANCED = "NoiseSearchSamplerAdvanced";
@@ -27,10 +27,11 @@ class Refusal extends Error {}
 
 /** How each sampler is replaced: (edit) => the new node. edit: {workflow, graph, node, values}. */
 const REPLACEMENTS = {
-  KSampler: ({ graph, node, values }) => {
+  KSampler: ({ workflow, graph, node, values }) => {
     const made = frontEnd.newNode(KSAMPLER, values);
     const names = node.inputs.map(({ name }) => [name, name]);
     graph.replace(node, made, Object.fromEntries(names), { LATENT: "latent" });
+    seedMoved(workflow, graph, node, "seed", made);
     return made;
   },
   SamplerCustomAdvanced: (edit) => {
@@ -54,7 +55,7 @@ const REPLACEMENTS = {
     hand(edit, guider, ["model", "positive", "negative", "cfg"]);
     const names = { sampler: "sampler", sigmas: "sigmas", latent_image: "latent_image", noise_seed: "seed" };
     graph.replace(node, made, names, { output: "latent", denoised_output: "denoised_latent" });
-    edit.workflow.widgetMoved(graph, node.id, "noise_seed", node.id, "seed");
+    seedMoved(edit.workflow, graph, node, "noise_seed", made);
     graph.connect({ id: guider.id, slot: 0 }, made, "guider", "GUIDER");
     return made;
   },
@@ -84,7 +85,7 @@ const REPLACEMENTS = {
     }
     const made = frontEnd.newNode(ADVANCED, { ...values, seed: values.noise_seed });
     graph.replace(node, made, { latent_image: "latent_image", noise_seed: "seed" }, { LATENT: "latent" });
-    workflow.widgetMoved(graph, node.id, "noise_seed", node.id, "seed");
+    seedMoved(workflow, graph, node, "noise_seed", made);
     graph.connect({ id: guider.id, slot: 0 }, made, "guider", "GUIDER");
     graph.connect({ id: sampler.id, slot: 0 }, made, "sampler", "SAMPLER");
     graph.connect(sigmas, made, "sigmas", "SIGMAS");
@@ -96,6 +97,12 @@ const REPLACEMENTS = {
 function mustBe({ graph, node, values }, name, fits, why) {
   if (graph.isTaken(node, name)) throw new Refusal(`Its ${name} is set from elsewhere, and a search has no such input.`);
   if (!fits(values[name])) throw new Refusal(why);
+}
+
+/** What refers to the seed of a node, and to the widget below it, follows to the search. */
+function seedMoved(workflow, graph, node, name, made) {
+  workflow.widgetMoved(graph, node.id, name, made.id, "seed");
+  workflow.widgetMoved(graph, node.id, frontEnd.CONTROL, made.id, frontEnd.controlOf(made.type));
 }
 
 /** A new node left of the sampler. */
@@ -134,8 +141,7 @@ function takeSeed({ workflow, graph }, made, noise, shared) {
     return;
   }
   if (link) graph.goTo(link, made, "seed");
-  workflow.widgetMoved(graph, noise.id, "noise_seed", made.id, "seed");
-  workflow.widgetMoved(graph, noise.id, "control_after_generate", made.id, "control_after_generate");
+  seedMoved(workflow, graph, noise, "noise_seed", made);
   graph.remove(noise);
 }
 
@@ -163,7 +169,7 @@ function* sources(workflow, graph, node, type) {
   yield* giving(workflow.behind(graph, node), way);
   yield* giving(graph.nodes, way);
   for (const [slot, input] of (graph.data.inputs ?? []).entries()) {
-    if (graph.id !== ROOT && input.type === type) yield { way, id: -10, slot };
+    if (graph.id !== ROOT && input.type === type) yield { way, id: INSIDE_INPUT, slot };
   }
   for (let level = way.length - 1; level >= 0; level--) yield* giving(way[level].graph.nodes, way.slice(0, level));
 }
@@ -230,7 +236,7 @@ function searchPicture(workflow, graph, node, output) {
   const images = node.outputs.flatMap(({ type }, slot) => (type === "IMAGE" ? [slot] : []));
   const slot = output ?? images.find((one) => graph.linksFrom(node.id, one).length) ?? images[0];
   const links = graph.linksFrom(node.id, slot);
-  const leaving = graph.id !== ROOT && links.find((link) => link.target_id === -20);
+  const leaving = graph.id !== ROOT && links.find((link) => link.target_id === INSIDE_OUTPUT);
   if (leaving) {
     const faces = workflow.facesOf(graph.id);
     if (faces.length > 1) {
@@ -239,6 +245,7 @@ function searchPicture(workflow, graph, node, output) {
     return searchPicture(workflow, faces[0].graph, faces[0].node, leaving.target_slot);
   }
   const made = frontEnd.newNode(PICTURE);
+  if (!isActive(node)) made.mode = node.mode; // what is off stays off
   graph.add(made, [node.pos[0] + node.size[0] + 40, node.pos[1]]);
   for (const link of links) graph.comeFrom(link, { id: made.id, slot: outputOf(made, "IMAGE") });
   graph.connect({ id: node.id, slot }, made, "image", "IMAGE");
