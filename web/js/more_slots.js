@@ -15,6 +15,7 @@ function fit(node, most) {
   const linkedIn = highest(node.inputs, (slot) => slot.link != null);
   const linkedOut = highest(node.outputs, (slot) => slot.links?.length > 0);
   const keep = Math.min(Math.max(linkedIn, linkedOut) + 1, most);
+  if ([node.inputs, node.outputs].every((slots) => highest(slots, () => true) === keep)) return;
   const size = [...node.size];
   trim(node.inputs, keep, (index) => node.removeInput(index));
   trim(node.outputs, keep, (index) => node.removeOutput(index));
@@ -27,15 +28,16 @@ function fit(node, most) {
 /** To call for a new node of this kind. */
 export function growSlots(node) {
   const most = highest(node.inputs, () => true);
-  const later = () => queueMicrotask(() => node.graph && fit(node, most));
-  for (const name of ["onConnectionsChange", "onConfigure", "onAdded"]) {
+  const after = (name, work) => {
     const before = node[name];
     node[name] = function () {
       const result = before?.apply(this, arguments);
-      later();
+      work();
       return result;
     };
-  }
+  };
+  after("onConfigure", () => fit(node, most)); // at once: later it would be another change, to be undone apart
+  after("onConnectionsChange", () => queueMicrotask(() => node.graph && fit(node, most)));
   trim(node.inputs, 1, (index) => node.removeInput(index));
   trim(node.outputs, 1, (index) => node.removeOutput(index));
   const [width, height] = node.computeSize();
