@@ -1,12 +1,13 @@
-"""Tries "Search this" and "Search this picture" on every sampler of ComfyUI's official templates, in the real front end.
+"""Tries "Search this" and "Search this picture" on every sampler of ComfyUI's official templates, in its front end.
 
     COMFYUI_PATH=/path/to/ComfyUI python benchmarks/search_this.py [--templates FOLDER] [--only WORD] [--json FILE]
 
-For each sampler of each template of the installed package `comfyui-workflow-templates-json` (or of a folder of workflows):
-the template is loaded, the entry of the node's menu is taken, and Undo follows. What is compared: the graph that would be
-queued before and after, where nothing but the replaced node may differ; the names and values of the widgets on the faces
-of subgraphs; and both again after one Undo. NOISE_SEARCH_FRONT_END=<folder> names another front end than the installed
-one. Needs Playwright and a Chromium. Some minutes on two cores; ends with 1 where something is not as it should be.
+For each sampler of each template of the installed package `comfyui-workflow-templates-json` (or of a folder of
+workflows): the template is loaded, the entry of the node's menu is taken, and Undo follows. What is compared: the graph
+that would be queued before and after, where nothing but the replaced node may differ; the names and values of the
+widgets on the faces of subgraphs; and both again after one Undo. NOISE_SEARCH_FRONT_END=<folder> names another front
+end than the installed one. Needs Playwright and a Chromium. Some minutes on two cores; ends with 1 where something is
+not as it should be.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SEARCHES = {"KSampler": "NoiseSearchKSampler"}  # the others become NoiseSearchS
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 HELPERS = {"CFGGuider", "KSamplerSelect", "BasicScheduler", "SplitSigmas", "NoiseSearchImageReward"}
 RENAMED = {"noise_seed": "seed"}
-GONE = {"add_noise", "end_at_step", "return_with_leftover_noise", "start_at_step", "noise"}  # say nothing where replaced
+GONE = {"add_noise", "end_at_step", "return_with_leftover_noise", "start_at_step", "noise"}
 MOVED = {"model", "positive", "negative", "cfg", "steps", "sampler_name", "scheduler"}  # to the helpers
 
 SETUP = """() => {
@@ -73,8 +74,12 @@ TRY = """async ([place, id, entry]) => {
 def in_place(sampler: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What is wrong with the graph after Search this."""
     wrong = []
-    replaced = {key for key in before if before[key]["class_type"] == sampler and
-                after.get(key, {}).get("class_type") == SEARCHES.get(sampler, "NoiseSearchSamplerAdvanced")}
+    replaced = {
+        key
+        for key in before
+        if before[key]["class_type"] == sampler
+        and after.get(key, {}).get("class_type") == SEARCHES.get(sampler, "NoiseSearchSamplerAdvanced")
+    }
     outputs = {1: 7} if sampler.startswith("SamplerCustom") else {}
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
@@ -101,8 +106,12 @@ def moved_output(value: Any, replaced: set[str], outputs: dict[int, int]) -> Any
 def same_inputs(old: dict[str, Any], new: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What of a sampler's inputs the search in its place does not have, or one of its helpers."""
     helpers = [after[value[0]]["inputs"] for value in new.values() if isinstance(value, list) and value[0] in after]
-    helpers += [after[value[0]]["inputs"] for one in helpers for value in one.values()
-                if isinstance(value, list) and value[0] in after]
+    helpers += [
+        after[value[0]]["inputs"]
+        for one in helpers
+        for value in one.values()
+        if isinstance(value, list) and value[0] in after
+    ]
     wrong = [f"no {name}" for name in ("vae", "verifier", "latent_image") if name not in new]
     for name, value in old.items():
         here = RENAMED.get(name, name)
@@ -116,15 +125,18 @@ def same_inputs(old: dict[str, Any], new: dict[str, Any], after: dict[str, Any])
 def on_the_wire(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What is wrong with the graph after Search this picture."""
     new = {key: after[key] for key in after.keys() - before.keys()}
-    pictures = {key: node["inputs"].get("image") for key, node in new.items() if node["class_type"] == "NoiseSearchPicture"}
-    wrong = [f"a new {node['class_type']}" for node in new.values() if node["class_type"] not in {"NoiseSearchPicture", *HELPERS}]
+    kind = "NoiseSearchPicture"
+    pictures = {key: node["inputs"].get("image") for key, node in new.items() if node["class_type"] == kind}
+    wrong = [f"a new {node['class_type']}" for node in new.values() if node["class_type"] not in {kind, *HELPERS}]
     wrong += [f"{len(pictures)} nodes for pictures"] * (len(pictures) != 1)
     for key, source in pictures.items():
         wrong += [f"{key} has no {name}" for name in ("image", "verifier") if name not in new[key]["inputs"]]
         wrong += [f"{key} is inside a subgraph"] * (":" in key and ":" not in str((source or [""])[0]))
     for key, node in before.items():
-        now = {name: pictures.get(value[0], value) if isinstance(value, list) and value else value
-               for name, value in after.get(key, {"inputs": {}})["inputs"].items()}
+        now = {
+            name: pictures.get(value[0], value) if isinstance(value, list) and value else value
+            for name, value in after.get(key, {"inputs": {}})["inputs"].items()
+        }
         if now != node["inputs"]:
             wrong.append(f"{key}: {node['class_type']} is another")
     return wrong
@@ -177,8 +189,18 @@ def tried(page: Any, path: Path) -> list[dict[str, Any]]:
             done = page.evaluate(TRY, [place, node, entry])
             what, wrong = judged(sampler, entry, done)
             said = " ".join(text for _, text in done.get("told", []))
-            rows.append({"template": path.stem, "sampler": sampler, "node": node, "inside": place is not None,
-                         "entry": entry, "what": what, "wrong": wrong, "said": said})
+            rows.append(
+                {
+                    "template": path.stem,
+                    "sampler": sampler,
+                    "node": node,
+                    "inside": place is not None,
+                    "entry": entry,
+                    "what": what,
+                    "wrong": wrong,
+                    "said": said,
+                }
+            )
     return rows
 
 
@@ -206,7 +228,8 @@ def report(rows: list[dict[str, Any]]) -> int:
     print(f"\n{len(names)} templates with samplers, {len(sound)} of them make no picture.")
     for entry in (THIS, PICTURE):
         good = {row["template"] for row in rows if row["entry"] == entry and row["what"] in ("done", "not queued")}
-        print(f"{entry}: {len(good - bad_names)} templates, all as it should be; {len(bad_names & names)} where something is not.")
+        fine, other = len(good - bad_names), len(bad_names & names)
+        print(f"{entry}: {fine} templates, all as it should be; {other} where something is not.")
     return len(bad)
 
 
