@@ -86,6 +86,7 @@ NO_PICTURE_FORMATS = {  # by the class of a model's latent format
     **dict.fromkeys(("Hunyuan3Dv2", "Hunyuan3Dv2_1", "Hunyuan3Dv2mini", "TripoSplat"), "a 3D shape"),
 }
 RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # only newer hosts put these in a LATENT
+FRAME_COUNTS = frozenset({"length", "video_frames", "num_frames"})  # inputs of nodes that make the latent of a video
 VIDEO_MODELS = frozenset({"comfy.model_base.SVD_img2vid"})  # whose latent batch is one video
 MOTION_MODELS = "ADE"  # under which AnimateDiff's pack keeps its motion models on a MODEL: then it is one, too
 

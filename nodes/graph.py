@@ -7,6 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.graph.graph import Graph
 from ..host.graph.verifier_prompt import ask_for_prompt, prompt_notes, verifier_prompts
+from ..host.graph.videos import makes_videos
 from ..host.judging.selection import score_images, select
 from ..host.pictures import in_colour
 from ..host.progress import send_text
@@ -102,7 +103,7 @@ class VerifierScore(types.Node):
         judges = judges_of(verifier[0])
         told = verifier_prompts(prompt, judges, graph, "image")
         notes = prompt_notes(told, judges)
-        scores = score_images(image, judges, [one.text for one in told], notes)
+        scores = score_images(image, judges, [one.text for one in told], notes, makes_videos(graph))
         text = scores.summary()
         send_text(text, graph.user_id)
         batches = [ui.PreviewImage(in_colour(batch), cls=cls).as_dict()["images"] for batch in image[:SHOWN_IMAGES]]

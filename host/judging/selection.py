@@ -23,6 +23,7 @@ from .hosted import broken, check_images, is_broken
 from .scorer import Scorer, Shown
 
 ACROSS = "These are scores of {count} different prompts, which cannot be compared with each other"
+VIDEO_FRAMES = 8  # as many as Search KSampler looks at
 log_to_console = logger(__name__)
 
 
@@ -33,6 +34,7 @@ class Scores:
 
     warnings: what the user should know, such as verifiers that were dropped; their values are NaN where they gave none.
     prompts: what each candidate was judged by, one for all where there was one; none where prompts decide nothing.
+    videos: each candidate is one video, whose frames stay together: it has one row.
     """
 
     members: tuple[str, ...]
@@ -40,6 +42,7 @@ class Scores:
     aggregator: Aggregator = Aggregator()
     warnings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    videos: bool = False
 
     def row(self, row: int) -> torch.Tensor:
         """The aggregated score of every candidate for one item of the batch: float64 [candidates]."""
@@ -68,12 +71,17 @@ class Scores:
 
 
 def score_images(
-    images: Sequence[torch.Tensor], verifier: Any, prompts: Sequence[str], notes: Sequence[str] = ()
+    images: Sequence[torch.Tensor],
+    verifier: Any,
+    prompts: Sequence[str],
+    notes: Sequence[str] = (),
+    videos: bool = False,
 ) -> Scores:
     """Scores a list of image batches [B, H, W, C], each with its prompt (or all with the one prompt given).
 
     Sizes may differ between candidates; the number of images in each may not. notes: what the user should know of the
-    prompts. Raises ValueError, naming the candidate.
+    prompts. videos: each is one video, scored by the mean over VIDEO_FRAMES of its frames. Raises
+    ValueError, naming the candidate.
     """
     if len(prompts) not in (1, len(images)):
         raise ValueError(f"{len(prompts)} prompts for {len(images)} images: connect one prompt, or one for each image")
@@ -82,14 +90,16 @@ def score_images(
     if judges.comparative and len(set(prompts)) > 1:
         names = ", ".join(judges.members[column] for column in judges.comparative)
         raise ValueError(f"{names} compares images of one prompt, and these have {len(set(prompts))}")
-    rows, scorer = images[0].shape[0], Scorer(judges)
+    count, scorer = images[0].shape[0], Scorer(judges, VIDEO_FRAMES if videos else 1)
     for index, batch in enumerate(images):
-        check_candidate(index, batch, rows)
+        check_candidate(index, batch, count)
+    rows = 1 if videos else count
     bar = comfy.utils.ProgressBar(len(images))
     values, looks = [], []
     for index, batch in enumerate(images):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        [scored] = scorer.score_all([Shown(batch.split(1), prompts[index if len(prompts) > 1 else 0])])
+        parts = [batch] if videos else batch.split(1)
+        [scored] = scorer.score_all([Shown(parts, prompts[index if len(prompts) > 1 else 0])])
         looks.append(scored.looks)
         values.append(check_values(scored.values, judges.members, rows, index, {*scorer.failed, *judges.comparative}))
         bar.update_absolute(index + 1)
@@ -105,7 +115,7 @@ def score_images(
     if len(set(judged_by)) > 1:
         warnings += (f"{ACROSS.format(count=len(set(judged_by)))}.",)
     warnings += (*notes, *judges.cuts(prompts if judges.needs_prompt else ()))
-    return Scores(judges.members, table, aggregator, warnings, judged_by)
+    return Scores(judges.members, table, aggregator, warnings, judged_by, videos)
 
 
 def _rank(
@@ -200,7 +210,7 @@ def select(
         )
     for latent in latents or ():
         items = latent["samples"].unbind()[0] if latent["samples"].is_nested else latent["samples"]
-        if items.shape[0] != rows:
+        if items.shape[0] != rows and not scores.videos:
             raise ValueError(
                 f"a candidate has {rows} images and a latent of {items.shape[0]} items. These are the frames of a "
                 f"video, or another latent: search videos with Search KSampler, which keeps their frames together."
