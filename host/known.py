@@ -108,6 +108,7 @@ FIRST_OF = {  # switches of packs that put out the first that is there of the in
 }
 GUIDED_TOWARDS = {"DualCFGGuider": "cond1"}  # guiders of several positives -> the one that the picture shows
 ANY_TYPES = frozenset({"*", "COMFY_MATCHTYPE_V3"})
+EDITS = re.compile(r"TextEncode\w*Edit|ReferenceLatent$")  # nodes by which a model is shown a picture to edit
 ZEROED = "ConditioningZeroOut"  # no text is left behind it
 OWN_MODULES = frozenset({"nodes", "comfy_extras", "comfy_api_nodes"})  # that ComfyUI's own nodes are in
 TAG = re.compile(r"<(?:lora|lyco|lycoris|loha|locon|hypernet)\s*:[^<>]*>", re.IGNORECASE)

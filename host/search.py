@@ -61,7 +61,7 @@ def run_node(
     log_to_console.info("Noise Search: the verifier reads %r (from %s)", told.text, told.source)
     algorithm, candidates = feasible(algorithm or RandomSearch(), candidates, sampling)
     budget = replace(budget or Budget(), candidates=candidates)
-    notes = [*prompt_notes([told], judges), *judges.cuts([told.text])]
+    notes = [*prompt_notes([told], judges, graph, prompt_behind), *judges.cuts([told.text])]
     files = cache(lambda: files_behind(graph.prompt, graph.node_id))
     remembered = Remembered(
         lambda before: read_search(sampling, vae, judges, told.text, options.frames, host_info(), files(), before),

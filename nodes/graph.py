@@ -102,7 +102,7 @@ class VerifierScore(types.Node):
         graph = Graph.of(cls.hidden, given)
         judges = judges_of(verifier[0])
         told = verifier_prompts(prompt, judges, graph, "image")
-        notes = prompt_notes(told, judges)
+        notes = prompt_notes(told, judges, graph, "image")
         scores = score_images(image, judges, [one.text for one in told], notes, makes_videos(graph))
         text = scores.summary()
         send_text(text, graph.user_id)

@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from ...search.judges import Judges, judges_of
+from ..known import EDITS
 from . import asked, classes
 from .graph import Graph
+from .links import links_of, upstream
 from .prompt_text import FoundPrompt, PromptComputed, PromptNotFound, find_prompt, has_pack_syntax
 from .prompt_words import has_system_text, is_empty, plain_text
 
+TYPED = "the prompt widget"  # the source of a text that was written for the verifier
 ASKED = "prompt"  # what a text that is known only while the workflow runs is asked for as
 
 
@@ -44,7 +47,7 @@ def verifier_prompt(text: str | None, judges: Judges, graph: Graph, start: str) 
                 f"there are no words in 'prompt' ({text.strip()[:80]!r}), only what means something to the model, so "
                 "the verifier would judge by nothing: type what the image should show"
             )
-        return FoundPrompt(words, "the prompt widget" if typed else "the text linked to 'prompt'", text)
+        return FoundPrompt(words, TYPED if typed else "the text linked to 'prompt'", text)
     if not judges.needs_prompt:
         return FoundPrompt("", "none needed")
     return _looked_up(graph, start)[0]
@@ -95,11 +98,28 @@ def verifier_prompts(texts: Sequence[str | None], judges: Judges, graph: Graph, 
     return [FoundPrompt(plain_text(text, typed), "the list at 'prompt'", text or "") for text in texts]
 
 
-def prompt_notes(told: Sequence[FoundPrompt], judges: Judges) -> list[str]:
+def prompt_notes(told: Sequence[FoundPrompt], judges: Judges, graph: Graph | None = None, start: str = "") -> list[str]:
     """What the user should know of the texts that the verifier is told."""
     if not judges.needs_prompt:
         return []
-    return [*_syntax_notes(told), *system_text_notes(told, judges)]
+    edits = edit_note(graph, start) if graph is not None and all(one.source != TYPED for one in told) else []
+    return [*edits, *_syntax_notes(told), *system_text_notes(told, judges)]
+
+
+def edit_note(graph: Graph, start: str) -> list[str]:
+    """A note where the model is shown a picture to edit: its text may say what to do, and not what is to be seen."""
+    prompt = graph.prompt or {}
+    link = links_of(prompt, str(graph.node_id)).get(start)
+    behind = upstream(prompt, link[0]) if link else {}
+    for node_id, node in behind.items():
+        kind = str(node.get("class_type", ""))
+        if EDITS.match(kind):
+            return [
+                f"The model is shown a picture to work from (node {node_id}, {kind}). If the prompt says what to do "
+                "(\"remove the hat\"), type into 'prompt' what the picture should show in the end: the verifier reads "
+                "the text as a description."
+            ]
+    return []
 
 
 def _syntax_notes(told: Sequence[FoundPrompt]) -> list[str]:

@@ -73,7 +73,7 @@ def search_picture(
     check(algorithm, workflow)
     seed, first = workflow.seed, first_of(algorithm, workflow.seed)
     candidates = 1 if isinstance(algorithm, ReplayRecipe) else candidates
-    notes = [*notes, *prompt_notes(told, judges), *judges.cuts(prompts)]
+    notes = [*notes, *prompt_notes(told, judges, graph, "image"), *judges.cuts(prompts)]
     files = cache(lambda: files_behind(graph.prompt, graph.node_id))
     remembered = Remembered(
         lambda before: read_picture(

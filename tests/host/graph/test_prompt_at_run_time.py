@@ -182,3 +182,37 @@ def test_syntax_that_another_pack_may_carry_out_is_read_as_it_stands_with_a_word
     assert ("reads it as it stands" in history["outputs"]["search"]["text"][0]) == ("[" in left)
     if warned:
         assert "node text, Fills" in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "noted"),
+    [
+        ("ReferenceLatent", "", True),
+        ("TextEncodeQwenImageEditPlus", "", True),
+        ("ReferenceLatent", "a man without a hat", False),
+        ("SkipLayerGuidanceDiT", "", False),
+    ],
+)
+def test_an_instruction_is_no_description(kind, prompt, noted):
+    """ "remove the hat" is a bad text to judge the picture by; what was written for the verifier is not asked about."""
+    from noise_search.host.graph.graph import Graph
+    from noise_search.host.graph.verifier_prompt import prompt_notes, verifier_prompts
+    from noise_search.search.judges import judges_of
+
+    nodes = {
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["x", 0], "text": "remove the hat"}},
+        "more": {"class_type": kind, "inputs": {"conditioning": ["text", 0]}},
+        "search": {"class_type": "NoiseSearchKSampler", "inputs": {"positive": ["more", 0], "prompt": prompt}},
+    }
+    graph = Graph("search", nodes)
+    judges = judges_of(Reads())
+    told = verifier_prompts([prompt], judges, graph, "positive")
+    notes = [one for one in prompt_notes(told, judges, graph, "positive") if "what to do" in one]
+    assert bool(notes) is noted and all(f"node more, {kind}" in one for one in notes)
+
+
+class Reads:
+    members, needs_prompt = ("reads",), True
+
+    def score(self, images, prompts):
+        raise AssertionError("it is not asked")
