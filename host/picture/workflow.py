@@ -97,6 +97,11 @@ class Workflow:
         value = source.value
         return [int(one) for one in (self.outside[value[0], value[1]] if is_link(value) else [value])]
 
+    @property
+    def saves(self) -> dict[str, Link]:
+        """The output nodes that the workflow runs: not those on a branch that it does not take."""
+        return {node_id: link for node_id, link in self.part.saves.items() if node_id in self.running}
+
     def turns(self) -> str:
         """Why noises that are no seed cannot be put in, or ""."""
         others = [
@@ -148,7 +153,7 @@ class Workflow:
         spent = self.ledger.measure()
         nodes, values = self.nodes(recipes)
         targets = [self.bypassed(target) for target in self.part.targets]
-        feeds = [*dict.fromkeys(link for node in self.part.saves for link in self.into(node))]
+        feeds = [*dict.fromkeys(link for node in self.saves for link in self.into(node))]
         sampled = [self.part.samplers[self.sources[0].node_id]]
         seconds: dict[str, float] = {}
 
@@ -172,11 +177,11 @@ class Workflow:
     def save(self, extras: Sequence[Sequence[Any]]) -> None:
         """Runs the output nodes of the part for the winner. extras: of its rows, as `make` gave them."""
         assert self.layout is not None
-        feeds = [*dict.fromkeys(link for node in self.part.saves for link in self.into(node))]
+        feeds = [*dict.fromkeys(link for node in self.saves for link in self.into(node))]
         columns = list(zip(*extras, strict=True))[len(self.part.targets) - 1 :]
         values = [self.layout.join(column) for column in columns]
         nodes = {}
-        for node_id in self.part.saves:
+        for node_id in self.saves:
             node = copy.deepcopy(dict(self.graph[node_id]))
             for name, value in node["inputs"].items():
                 if is_link(value) and tuple(value) in feeds:
@@ -205,9 +210,8 @@ class Workflow:
                 nodes[source.node_id]["inputs"][source.seed] = self.put(seeds, values)
             else:
                 self.put_noise(nodes, source, [RecipeNoise(list(some)) for some in here], values)
-        for node_id, link in self.part.saves.items():
-            if node_id in nodes:
-                bypass(nodes, node_id, link)
+        for node_id, link in self.saves.items():
+            bypass(nodes, node_id, link)
         return nodes, values
 
     def batches(self, count: int) -> Sequence[Batch | None]:

@@ -148,6 +148,70 @@ def test_a_branch_that_the_workflow_does_not_take_is_not_run(host, monkeypatch, 
     assert len(Keep.kept["log"][0].candidates) == 3
 
 
+def test_an_output_node_on_a_branch_that_is_not_taken_saves_nothing(host, monkeypatch):
+    add(monkeypatch, Saver=kind({"images": ("IMAGE",)}, ("IMAGE",), save, OUTPUT_NODE=True))
+    SAVED.clear()
+    graph = after_decode(
+        other=node("ImageScaleBy", image=["decode", 0], upscale_method="area", scale_by=0.5),
+        far=node("Saver", images=["other", 0]),
+        near=node("Saver", images=["decode", 0]),
+        both=node("ImageBatch", image1=["far", 0], image2=["near", 0]),
+        switch=node("ComfySwitchNode", switch=True, on_true=["decode", 0], on_false=["both", 0]),
+    )
+    run(host, graph, "switch")
+    [expected] = stock(host, after_decode(), "decode", ["k.seed"], Keep.kept["log"][0].best().index)
+    assert not SAVED and torch.equal(Keep.kept["image"][0], expected)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_output_nodes_in_a_row_each_save_the_winner_once(host, monkeypatch, times):
+    add(monkeypatch, Saver=kind({"images": ("IMAGE",)}, ("IMAGE",), save, OUTPUT_NODE=True))
+    SAVED.clear()
+    links = ["decode", "one", "two"]
+    savers = {links[n + 1]: node("Saver", images=[links[n], 0]) for n in range(times)}
+    run(host, after_decode(**savers), links[times])
+    assert len(SAVED) == times and all(torch.equal(one, Keep.kept["image"][0]) for one in SAVED)
+
+
+def test_out_of_memory_twice_is_comfyuis_own(host, monkeypatch):
+    def work(self, image):
+        raise torch.OutOfMemoryError("out of memory")
+
+    add(monkeypatch, Tight=kind({"image": ("IMAGE",)}, ("IMAGE",), work))
+    with pytest.raises(RuntimeError, match="(?i)out of memory"):
+        run(host, after_decode(t=node("Tight", image=["decode", 0])), "t")
+
+
+def test_nodes_of_lists_and_of_values_that_change_work_in_the_part(host, monkeypatch):
+    def work(self, image):
+        return ([one.flip(1) for one in image],)
+
+    def changed(cls, **inputs):
+        return float("nan")
+
+    more = {"INPUT_IS_LIST": True, "OUTPUT_IS_LIST": (True,), "IS_CHANGED": classmethod(changed)}
+    add(monkeypatch, Lists=kind({"image": ("IMAGE",)}, ("IMAGE",), work, **more))
+    graph = after_decode(lists=node("Lists", image=["decode", 0]))
+    run(host, graph, "lists")
+    [expected] = stock(host, graph, "lists", ["k.seed"], Keep.kept["log"][0].best().index)
+    assert torch.equal(Keep.kept["image"][0], expected)
+
+
+def test_two_searches_side_by_side_are_what_each_is_alone(host):
+    graph = searched(decoded("k", k=ksampler()), "decode")
+    host.run(graph, *outputs(graph))
+    alone = Keep.kept["image"][0]
+    second = node("NoiseSearchPicture", **{**graph["search"]["inputs"], "candidates": 2})
+    graph |= {"second": second, "keep second": node("Keep", value=["second", 3], key="second")}
+    Keep.kept = {}
+    host.executor.reset()
+    host.run(graph, *outputs(graph))
+    assert torch.equal(Keep.kept["image"][0], alone)
+    assert [one.values for one in Keep.kept["second"][0].candidates] == [
+        one.values for one in Keep.kept["log"][0].candidates[:2]
+    ]
+
+
 def test_nodes_that_expand_work_in_the_part(host, monkeypatch):
     from comfy_execution.graph_utils import GraphBuilder
 
