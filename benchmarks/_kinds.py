@@ -516,6 +516,8 @@ def equal(found: Mapping[str, list[Any]], expected: Sequence[Sequence[torch.Tens
 
 def run_kind(host: executor.Host, planned: Any, as_noises: bool, vary: str = FIRST) -> Outcome:
     """Compares one template's part with the workflow itself."""
+    if lacking := {kind_of(planned.graph, one) for one in planned.part.nodes} - {*host_nodes.NODE_CLASS_MAPPINGS}:
+        return Outcome(None, f"this ComfyUI has not {', '.join(sorted(lacking))}")
     stops: dict[str, str] = {}
     for _ in range(FORCED_STOPS):
         small = reduced(planned, stops, vary)
