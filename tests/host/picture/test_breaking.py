@@ -1,6 +1,7 @@
 """Search Picture where things go wrong, or are unusual, in the part that it runs."""
 
 import gc
+import threading
 import weakref
 from copy import deepcopy
 
@@ -364,3 +365,51 @@ def test_a_saved_picture_makes_its_winner_again(counted):
     winner, recipe = Keep.kept["image"][0], Keep.kept["recipe"]
     assert counted(3, {"extra_pnginfo": {"workflow": deepcopy(saved["extra_pnginfo"]["workflow"])}}, top_k=1) == 1
     assert torch.equal(Keep.kept["image"][0], winner) and Keep.kept["recipe"] == recipe
+
+
+def test_a_search_of_another_node_behind_the_picture_is_refused(host):
+    graph = {**HEAD, "f": node("NoiseSearchKSampler", **ksampler()["inputs"], vae=["demo", 2], verifier=["demo", 3],
+                               candidates=2, prompt="", top_k=1)}  # fmt: skip
+    graph["decode"] = node("VAEDecode", samples=["f", 0], vae=["demo", 2])
+    with pytest.raises(RuntimeError, match=r"NoiseSearchKSampler \(node f\), which searches by itself"):
+        run(host, graph, "decode")
+
+
+def test_a_node_that_is_paid_for_is_refused_before_anything_is_sampled(host, monkeypatch):
+    add(monkeypatch, Paid=kind({"image": ("IMAGE",)}, ("IMAGE",), count, API_NODE=True))
+    CALLS.clear()
+    with pytest.raises(RuntimeError, match=r"Paid \(node paid\) would be paid for once per candidate"):
+        run(host, after_decode(paid=node("Paid", image=["decode", 0])), "paid")
+    assert not CALLS and "k" not in host.executing
+
+
+def test_cancel_while_a_candidate_is_scored_then_queued_again(host, monkeypatch):
+    from noise_search.host.judging.scorer import Scorer
+
+    score, calls = Scorer.score_all, []
+
+    def cancelled(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            comfy_nodes.interrupt_processing()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        return score(self, *args)
+
+    monkeypatch.setattr(Scorer, "score_all", cancelled)
+    search = searched(decoded("k", k=ksampler()), "decode")
+    host.executor.execute(search, "prompt", {"client_id": "test"}, outputs(search))
+    assert any(event == "execution_interrupted" for event, _ in host.executor.status_messages)
+    host.run(search, *outputs(search))
+    assert len(Keep.kept["log"][0].candidates) == 3
+    assert not [one for one in threading.enumerate() if one.name.startswith("noise-search-part")]
+
+
+def test_a_blocked_picture_is_said_in_a_sentence(host, monkeypatch):
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    def work(self, image):
+        return (ExecutionBlocker(None),)
+
+    add(monkeypatch, Blocks=kind({"image": ("IMAGE",)}, ("IMAGE",), work))
+    with pytest.raises(RuntimeError, match="'image' is ExecutionBlocker"):
+        run(host, after_decode(b=node("Blocks", image=["decode", 0])), "b")
