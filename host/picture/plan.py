@@ -45,6 +45,12 @@ def workflow_of(hidden: Any, asked: Mapping[str, Any], vary_all: bool) -> Workfl
     if lacking:
         named = ", ".join(f"output {slot} of node {node}" for node, slot in lacking)
         raise ValueError(f"ComfyUI did not compute {named}, which the picture needs. Update ComfyUI, or Noise Search.")
+    if not any(source.node_id in running for source in part.sources):
+        named = ", ".join(f"{graph[one.node_id]['class_type']} (node {one.node_id})" for one in part.sources)
+        raise ValueError(
+            f"{named} is on a branch that the workflow does not take, so every candidate would be the same picture. "
+            "Switch to that branch, or set vary to 'all stages' if another sampler makes the picture."
+        )
     runs = NestedRuns(hidden.dynprompt, this_prompt(), {}, {"extra_pnginfo": getattr(hidden, "extra_pnginfo", None)})
     return Workflow(part, graph, runs, {link: values[link] for link in links}, running)
 

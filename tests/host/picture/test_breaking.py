@@ -413,3 +413,10 @@ def test_a_blocked_picture_is_said_in_a_sentence(host, monkeypatch):
     add(monkeypatch, Blocks=kind({"image": ("IMAGE",)}, ("IMAGE",), work))
     with pytest.raises(RuntimeError, match="'image' is ExecutionBlocker"):
         run(host, after_decode(b=node("Blocks", image=["decode", 0])), "b")
+
+
+def test_noise_on_a_branch_that_is_not_taken_is_refused_in_a_sentence(host):
+    switch = node("ComfySwitchNode", switch=True, on_true=["still", 0], on_false=["decode", 0])
+    still = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    with pytest.raises(RuntimeError, match=r"KSampler \(node k\) is on a branch that the workflow does not take"):
+        run(host, after_decode(still=still, switch=switch), "switch")
