@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ..search.algorithm import Algorithm
 from ..search.algorithms.random_search import RandomSearch
 from ..search.algorithms.replay import ReplayRecipe
 from ..search.budget import Budget
 from ..search.judges import Judges, judges_of
+from ..search.log import Pool
 from ..verifiers.console import logger
 from .attempts import Attempts
 from .graph import metadata
 from .graph.again import can_come_from, carried, made_again
 from .graph.finish import ended_early, finishable
 from .graph.graph import Graph
+from .graph.travel import Winners
 from .graph.verifier_prompt import prompt_notes, verifier_prompt
 from .memory.key import files_behind, read_search
 from .memory.remembered import Remembered
@@ -30,6 +32,7 @@ from .sampling.stock import Sampling
 from .versions import host_info
 
 log_to_console = logger(__name__)
+F = TypeVar("F", bound=Found)
 
 
 def run_node(
@@ -86,16 +89,26 @@ def run_node(
         except BaseException as error:  # ComfyUI will say that the job failed
             send_text(remembered.what_is_left(error), graph.user_id)
             raise
+    return handed_on(pool, lambda: collect(pool, sampling), attempts, winners, told.text, graph)
+
+
+def handed_on(
+    pool: Pool, collect: Callable[[], F], attempts: Attempts, winners: Winners | None, prompt: str, graph: Graph
+) -> F:
+    """What a search hands on once it is over: shown on the node, and left for the pictures that are saved after it.
+
+    winners: what a saved picture found, if that was made again.
+    """
     if pool.log.ended_early:
         ended_early(graph)
-    pool.log.warnings += remembered.all_notes()
+    pool.log.warnings += attempts.remembered.all_notes()
     for warning in pool.log.warnings:
         log_to_console.warning("Noise Search: %s", warning)
-    result = collect(pool, sampling)
-    attempts.progress.end(result.image[0], result.text)
+    result = collect()
+    attempts.progress.end(result.images[0][0], result.text)
     if winners:  # not all of them need be made again
         result = replace(result, top_recipes=winners.recipes)
-    write_metadata(result, told.text, graph)
+    write_metadata(result, prompt, graph)
     return result
 
 

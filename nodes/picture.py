@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.samplers
 from comfy_api.latest import io, ui
@@ -22,7 +23,6 @@ from . import types
 
 VARY = ("the first stage", "all stages")
 MOST_ALSO = 16
-WIDGETS = ("candidates", "top_k", "vary", "verifier", "search", "budget", "frames", "bad_candidate")
 
 
 def also_inputs() -> list[io.Input]:
@@ -247,87 +247,74 @@ def first(inputs: dict[str, Any], name: str, default: Any = None) -> Any:
     return values[0] if values else default
 
 
-class PartKSampler(types.Node):
-    """KSampler from any noise. It stands in for KSampler inside the runs of Search Picture, and in no menu."""
+class PartSampler(types.Node):
+    """One of ComfyUI's samplers from any noise: stands in for it inside the runs of Search Picture, and in no menu.
+
+    stands_for: its display name. gives: its outputs. own_inputs: beside MODEL and NOISE. sample: does it.
+    """
+
+    stands_for: ClassVar[str]
+    gives: ClassVar[tuple[str, ...]] = ("latent",)
+    own_inputs: ClassVar[Callable[[], list[io.Input]]]
+    sample: ClassVar[Callable[..., tuple[Any, ...]]]
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="NoiseSearchPartKSampler",
-            display_name="KSampler (from Noise)",
+            node_id=f"NoiseSearch{cls.__name__}",
+            display_name=f"{cls.stands_for} from Noise",
             category=types.CATEGORY,
-            description="Used by Search Picture in KSampler's place, where a noise is no seed.",
+            description=f"Used by Search Picture in the place of {cls.stands_for}, where a noise is no seed.",
             is_dev_only=True,
-            inputs=[
-                io.Model.Input("model"),
-                io.Noise.Input("noise"),
-                *schedule_inputs(),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
-            ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            inputs=[io.Model.Input("model"), io.Noise.Input("noise"), *cls.own_inputs()],
+            outputs=[io.Latent.Output(display_name=name) for name in cls.gives],
         )
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        return io.NodeOutput(samplers.ksampler(**inputs))
+        return io.NodeOutput(*cls.sample(**inputs))
 
 
-class PartKSamplerAdvanced(types.Node):
-    """As `PartKSampler`, for KSampler (Advanced)."""
+class PartKSampler(PartSampler):
+    stands_for = "KSampler"
+    sample = staticmethod(samplers.ksampler)
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="NoiseSearchPartKSamplerAdvanced",
-            display_name="KSampler (Advanced, from Noise)",
-            category=types.CATEGORY,
-            description="Used by Search Picture in KSampler (Advanced)'s place, where a noise is no seed.",
-            is_dev_only=True,
-            inputs=[
-                io.Model.Input("model"),
-                io.Combo.Input("add_noise", options=["enable", "disable"]),
-                io.Noise.Input("noise"),
-                *schedule_inputs(),
-                io.Int.Input("start_at_step", default=0, min=0, max=10000),
-                io.Int.Input("end_at_step", default=10000, min=0, max=10000),
-                io.Combo.Input("return_with_leftover_noise", options=["disable", "enable"]),
-            ],
-            outputs=[io.Latent.Output(display_name="latent")],
-        )
-
-    @classmethod
-    def execute(cls, **inputs) -> io.NodeOutput:
-        return io.NodeOutput(samplers.ksampler_advanced(**inputs))
+    @staticmethod
+    def own_inputs():
+        return [*schedule_inputs(), io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01)]
 
 
-class PartSamplerCustom(types.Node):
-    """As `PartKSampler`, for SamplerCustom."""
+class PartKSamplerAdvanced(PartSampler):
+    stands_for = "KSampler (Advanced)"
+    sample = staticmethod(samplers.ksampler_advanced)
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="NoiseSearchPartSamplerCustom",
-            display_name="SamplerCustom (from Noise)",
-            category=types.CATEGORY,
-            description="Used by Search Picture in SamplerCustom's place, where a noise is no seed.",
-            is_dev_only=True,
-            inputs=[
-                io.Model.Input("model"),
-                io.Boolean.Input("add_noise", default=True),
-                io.Noise.Input("noise"),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Sampler.Input("sampler"),
-                io.Sigmas.Input("sigmas"),
-                io.Latent.Input("latent_image"),
-            ],
-            outputs=[io.Latent.Output(display_name="output"), io.Latent.Output(display_name="denoised_output")],
-        )
+    @staticmethod
+    def own_inputs():
+        return [
+            io.Combo.Input("add_noise", options=["enable", "disable"]),
+            *schedule_inputs(),
+            io.Int.Input("start_at_step", default=0, min=0, max=10000),
+            io.Int.Input("end_at_step", default=10000, min=0, max=10000),
+            io.Combo.Input("return_with_leftover_noise", options=["disable", "enable"]),
+        ]
 
-    @classmethod
-    def execute(cls, **inputs) -> io.NodeOutput:
-        return io.NodeOutput(*samplers.sampler_custom(**inputs))
+
+class PartSamplerCustom(PartSampler):
+    stands_for = "SamplerCustom"
+    gives = ("output", "denoised_output")
+    sample = staticmethod(samplers.sampler_custom)
+
+    @staticmethod
+    def own_inputs():
+        return [
+            io.Boolean.Input("add_noise", default=True),
+            io.Float.Input("cfg", default=8.0, min=0.0, max=100.0),
+            io.Conditioning.Input("positive"),
+            io.Conditioning.Input("negative"),
+            io.Sampler.Input("sampler"),
+            io.Sigmas.Input("sigmas"),
+            io.Latent.Input("latent_image"),
+        ]
 
 
 def schedule_inputs() -> list[io.Input]:

@@ -17,7 +17,7 @@ Latent = Mapping[str, Any]
 
 def ksampler(
     model, noise, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=1.0
-) -> Latent:
+) -> tuple[Latent]:
     """What KSampler does, from the noise of a NOISE; its seed is the sampler's."""
     return _sample(model, noise, latent_image, steps, cfg, sampler_name, scheduler, positive, negative, denoise=denoise)
 
@@ -25,7 +25,7 @@ def ksampler(
 def ksampler_advanced(
     model, add_noise, noise, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, start_at_step,
     end_at_step, return_with_leftover_noise,
-) -> Latent:  # fmt: skip
+) -> tuple[Latent]:  # fmt: skip
     """What KSampler (Advanced) does where it adds noise, from the noise of a NOISE."""
     del add_noise  # a stage that adds none draws nothing, and nothing stands in for it
     return _sample(
@@ -56,7 +56,9 @@ def sampler_custom(
     return out, {**latent, **ratios, "samples": model.model.process_latent_out(x0.cpu())}
 
 
-def _sample(model, noise, latent_image, steps, cfg, sampler_name, scheduler, positive, negative, **how) -> Latent:
+def _sample(
+    model, noise, latent_image, steps, cfg, sampler_name, scheduler, positive, negative, **how
+) -> tuple[Latent]:
     latent, _ = _prepared(model, latent_image)
     samples = comfy.sample.sample(
         model, noise.generate_noise(latent), steps, cfg, sampler_name, scheduler, positive, negative,
@@ -64,7 +66,7 @@ def _sample(model, noise, latent_image, steps, cfg, sampler_name, scheduler, pos
         callback=latent_preview.prepare_callback(model, steps), disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         **how,
     )  # fmt: skip
-    return {**latent, "samples": samples}
+    return ({**latent, "samples": samples},)
 
 
 def _prepared(model: Any, latent_image: Latent) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,7 +22,7 @@ from ...search.remember import work_name
 from ...verifiers.console import logger
 from ..attempts import Attempts
 from ..graph.again import carried, made_again
-from ..graph.finish import ended_early, finishable
+from ..graph.finish import finishable
 from ..graph.graph import Graph
 from ..graph.verifier_prompt import prompt_notes, verifier_prompts
 from ..memory.key import files_behind, read_picture
@@ -31,7 +31,7 @@ from ..memory.store import Store, StoredMemory
 from ..progress import SearchProgress, outcome, send_text
 from ..result import Found, ranked_recipes
 from ..sampling.engine import Options
-from ..search import write_metadata
+from ..search import handed_on
 from ..versions import host_info
 from .engine import PictureEngine, PictureResult
 from .workflow import Workflow
@@ -99,17 +99,7 @@ def search_picture(
         except BaseException as error:  # ComfyUI will say that the job failed
             send_text(remembered.what_is_left(error), graph.user_id)
             raise
-    if pool.log.ended_early:
-        ended_early(graph)
-    pool.log.warnings += remembered.all_notes()
-    for warning in pool.log.warnings:
-        log_to_console.warning("Noise Search: %s", warning)
-    result = collect(pool, workflow)
-    attempts.progress.end(result.images[0][0], result.text)
-    if winners:  # not all of them need be made again
-        result = replace(result, top_recipes=winners.recipes)
-    write_metadata(result, prompts[0], graph)
-    return result
+    return handed_on(pool, lambda: collect(pool, workflow), attempts, winners, prompts[0], graph)
 
 
 def make_engine(
