@@ -127,7 +127,8 @@ function noiseOf({ graph, node }) {
   if (!from) throw new Refusal("Nothing is connected to its noise.");
   if (!noise) throw new Refusal("Its noise comes from outside of the subgraph.");
   if (noise.type === "DisableNoise") throw new Refusal("It adds no noise: it goes on with what came before.");
-  if (noise.type !== "RandomNoise" || !isActive(noise)) {
+  if (!isActive(noise)) throw new Refusal("Its noise is switched off (muted or bypassed).");
+  if (noise.type !== "RandomNoise") {
     throw new Refusal(`Its noise comes from ${noise.title || frontEnd.titleOf(noise.type)}, not from RandomNoise.`);
   }
   return noise;
