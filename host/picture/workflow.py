@@ -175,7 +175,8 @@ class Workflow:
         )
 
     def save(self, extras: Sequence[Sequence[Any]]) -> None:
-        """Runs the output nodes of the part for the winner. extras: of its rows, as `make` gave them."""
+        """Runs the output nodes of the part for the winner. extras: of its rows, as `make` gave them. Raises ValueError
+        where one does not pass on what it saves: what was judged is then not what the workflow makes."""
         assert self.layout is not None
         feeds = [*dict.fromkeys(link for node in self.saves for link in self.into(node))]
         columns = list(zip(*extras, strict=True))[len(self.part.targets) - 1 :]
@@ -187,8 +188,15 @@ class Workflow:
                 if is_link(value) and tuple(value) in feeds:
                     node["inputs"][name] = [VALUES, feeds.index(tuple(value))]
             nodes[node_id] = node
-        if nodes:
-            self.runs.run(nodes, [(node_id, 0) for node_id in nodes], values)
+        if not nodes:
+            return
+        found = self.runs.run(nodes, [(node_id, 0) for node_id in nodes], values)
+        for node_id, link in self.saves.items():
+            if not same(found[node_id, 0], values[feeds.index(self.bypassed(link))]):
+                raise ValueError(
+                    f"{self.graph[node_id]['class_type']} (node {node_id}) saves its picture and hands on another, so "
+                    "it cannot be left out of the candidates. Put it behind Search Picture."
+                )
 
     def nodes(self, recipes: Recipes) -> tuple[dict[str, Any], list[list[Any]]]:
         """The part's nodes with these noises in them, and the values that they refer to."""
@@ -318,6 +326,17 @@ def seed_of(recipes: Recipes, batch: Batch | None) -> int | None:
     if batch is None and (whole.batch is not None or whole.batch_index is not None):
         return None
     return whole.seed
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two values are equal, as far as they are tensors or lists or dicts of such."""
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return left.shape == right.shape and torch.equal(left.cpu(), right.cpu())
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return all(same(left[key], right[key]) for key in left.keys() & right.keys())
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return True
 
 
 def at(values: Sequence[int], number: int) -> int:

@@ -420,3 +420,12 @@ def test_noise_on_a_branch_that_is_not_taken_is_refused_in_a_sentence(host):
     still = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
     with pytest.raises(RuntimeError, match=r"KSampler \(node k\) is on a branch that the workflow does not take"):
         run(host, after_decode(still=still, switch=switch), "switch")
+
+
+def test_an_output_node_that_changes_what_it_hands_on_is_refused(host, monkeypatch):
+    def work(self, image):
+        return {"ui": {}, "result": (1 - image,)}
+
+    add(monkeypatch, Inverts=kind({"image": ("IMAGE",)}, ("IMAGE",), work, OUTPUT_NODE=True))
+    with pytest.raises(RuntimeError, match=r"Inverts \(node i\) saves its picture and hands on another"):
+        run(host, after_decode(i=node("Inverts", image=["decode", 0])), "i")
