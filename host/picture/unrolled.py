@@ -31,6 +31,12 @@ SAID = (
 def unroll(hidden: Any, candidates: int, vary_all: bool, outputs: int) -> tuple[dict[str, Any], list[Any]]:
     """Copies of the part, one for each candidate, and the node that chooses among them; and what that gives."""
     part, graph = find(hidden, vary_all)
+    if part.saves:
+        named = ", ".join(f"{graph[one]['class_type']} (node {one})" for one in part.saves)
+        raise ValueError(
+            f"{named} saves pictures between the noise and Search Picture, and on this ComfyUI it would save every "
+            "candidate. Put it behind Search Picture."
+        )
     builder = GraphBuilder()
     own = {name: value for name, value in inputs_of(graph, hidden.unique_id).items() if name != "image"}
     for number in range(candidates):
@@ -39,8 +45,6 @@ def unroll(hidden: Any, candidates: int, vary_all: bool, outputs: int) -> tuple[
             node.set_override_display_id(node_id)
 
         def here(value: Any, made: Mapping[str, Any] = made) -> Any:
-            while is_link(value) and value[0] in part.saves:
-                value = [*part.saves[value[0]]]
             return made[value[0]].out(value[1]) if is_link(value) and value[0] in made else value
 
         for node_id, node in made.items():
@@ -54,25 +58,13 @@ def unroll(hidden: Any, candidates: int, vary_all: bool, outputs: int) -> tuple[
             own["sampled"] = here([*part.samplers[part.sources[0].node_id]])
     own["seeds"] = part.sources[0].value
     chosen = builder.node(CHOICE, "choice", **own)
-    wanted = {one.id for one in builder.nodes.values() if one.class_type == CHOICE}
-    return _needed(builder.finalize(), wanted), [chosen.out(slot) for slot in range(outputs)]
+    return builder.finalize(), [chosen.out(slot) for slot in range(outputs)]
 
 
 def _moved(builder: GraphBuilder, source: Source, number: int) -> Any:
     if not is_link(source.value):
         return (int(source.value) + number) % 2**64
     return builder.node(SEED, f"seed {source.node_id} {number}", seed=[*source.value], add=number).out(0)
-
-
-def _needed(graph: dict[str, Any], wanted: set[str]) -> dict[str, Any]:
-    """Without the copies of output nodes that nothing takes anything from: ComfyUI would run them."""
-    waiting, found = [*wanted], {}
-    while waiting:
-        node_id = waiting.pop()
-        if node_id in graph and node_id not in found:
-            found[node_id] = graph[node_id]
-            waiting += [value[0] for value in graph[node_id]["inputs"].values() if is_link(value)]
-    return found
 
 
 class Unrolled:
@@ -138,7 +130,7 @@ class Unrolled:
         raise Unreadable("candidates that were computed as one workflow are not remembered")
 
     def save(self, extras: Sequence[Sequence[Any]]) -> None:
-        """Output nodes in the part are left out."""
+        """There are no output nodes in the part."""
 
 
 def unrolled(hidden: Any, vary_all: bool, given: Mapping[str, Sequence[Any]]) -> Unrolled:

@@ -133,3 +133,26 @@ def test_each_picture_of_a_list_of_prompts_is_judged_by_its_own(host, monkeypatc
         host.run(alone, *outputs(alone))
         own = Keep.kept["log"][0]
         assert [one.values[row] for one in log.candidates] == [one.values[0] for one in own.candidates]
+
+
+def test_by_expansion_no_candidate_is_saved(host, monkeypatch):
+    for module in (picture_nodes, plan):
+        monkeypatch.setattr(module, "available", lambda: "no executor")
+    graph = {**KINDS["KSampler"][0], "save": node("Saves", images=["decode", 0])}
+
+    class Saves:
+        CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "save", ("IMAGE",), True
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"images": ("IMAGE",)}}
+
+        def save(self, images):
+            raise AssertionError("it was saved")
+
+    import nodes
+
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Saves", Saves)
+    search = searched(graph, "save")
+    with pytest.raises(RuntimeError, match=r"Saves \(node save\) saves pictures between"):
+        host.run(search, *outputs(search))
