@@ -156,6 +156,25 @@ def previewer_of(model: Any) -> Any:
     return None if model is None else latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
 
+class _NoLock:
+    """tqdm's own lock stays taken where it cannot print (`refresh` does not give it back), and then whoever prints from
+    another thread waits for ever. A search is in one thread at a time, so it needs none."""
+
+    def acquire(self, *how: Any, **more: Any) -> bool:
+        return True
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class _Bar(tqdm):
+    _lock = _NoLock()
+    monitor_interval = 0  # its thread would wait for the lock
+
+
 class _ConsoleBar:
     """tqdm's bar, as long as it can be printed: a closed console, or none as in a service, costs no search."""
 
@@ -163,7 +182,7 @@ class _ConsoleBar:
         self.bar: Any = None
         if comfy.utils.PROGRESS_BAR_ENABLED:
             with suppress(Exception):
-                self.bar = tqdm(total=total, desc="Noise Search")
+                self.bar = _Bar(total=total, desc="Noise Search")
 
     def show(self, value: int) -> None:
         self._try(lambda bar: bar.update(value - bar.n))

@@ -429,3 +429,38 @@ def test_an_output_node_that_changes_what_it_hands_on_is_refused(host, monkeypat
     add(monkeypatch, Inverts=kind({"image": ("IMAGE",)}, ("IMAGE",), work, OUTPUT_NODE=True))
     with pytest.raises(RuntimeError, match=r"Inverts \(node i\) saves its picture and hands on another"):
         run(host, after_decode(i=node("Inverts", image=["decode", 0])), "i")
+
+
+class Broken:
+    """A console that has been closed."""
+
+    def write(self, text):
+        raise OSError("closed")
+
+    flush = write
+    encoding = "utf-8"
+
+    def isatty(self):
+        return False
+
+
+def test_a_closed_console_leaves_nobody_waiting(host, monkeypatch):
+    """tqdm keeps its lock where it cannot print, and ComfyUI's own bars are in the thread of the part."""
+    import io
+    import threading
+
+    import tqdm.auto
+    from noise_search.host import progress
+
+    console = progress._ConsoleBar(3)
+    assert console.bar is not None
+    console.bar.fp = Broken()
+    console.bar.sp = progress._Bar.status_printer(console.bar.fp)
+    console.show(1)
+    console.say("best 3")
+    console.close()
+    printing = lambda: tqdm.auto.tqdm(total=1, file=io.StringIO()).close()  # noqa: E731
+    free = threading.Thread(target=printing, daemon=True)
+    free.start()
+    free.join(20)
+    assert not free.is_alive()
