@@ -1,109 +1,19 @@
-"""The HTTP routes: what they do, and that nothing else can be done with them."""
+"""The HTTP routes on a real server: what they do, and that nothing else can be done with them."""
 
 import asyncio
 import json
 import os
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from aiohttp import web
 from yarl import URL
 
 CALLS = int(os.environ.get("NOISE_SEARCH_FUZZ_CALLS", 12_000))
 FINISH, STORE, DELETE = "/noise_search/finish", "/noise_search/store", "/noise_search/store/delete"
-
-
-@pytest.fixture
-def routes():
-    pytest.importorskip("comfy")
-    from noise_search.host.memory import routes
-
-    return routes
-
-
-@pytest.fixture
-def comfyui(monkeypatch):
-    """What the running server looks like to `register_routes`. A stand-in: the real one starts half of ComfyUI."""
-    table = web.RouteTableDef()
-    instance = SimpleNamespace(routes=table)
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
-    return table
-
-
-def test_registering_twice_adds_them_once(routes, comfyui):
-    routes.register_routes()
-    routes.register_routes()
-    found = [(route.method, route.path) for route in comfyui]
-    assert found == [("POST", FINISH), ("GET", STORE), ("POST", STORE), ("POST", DELETE)]
-
-
-def test_without_a_server_there_is_nothing_to_register(routes, monkeypatch):
-    monkeypatch.delitem(sys.modules, "server", raising=False)
-    routes.register_routes()
-
-
-def test_a_finish_request_names_a_node_or_means_all(routes):
-    assert routes.node_to_finish({"node_id": "5:3"}) == "5:3"
-    assert routes.node_to_finish({}) is None
-
-
-def test_settings_may_be_given_one_by_one(routes):
-    assert routes.store_settings({"enabled": False}) == (False, None)
-    assert routes.store_settings({"limit_mb": 16}) == (None, 16)
-
-
-def test_a_delete_request_names_ids_or_means_all(routes):
-    assert routes.searches_to_delete({"searches": [3, 4]}) == [3, 4]
-    assert routes.searches_to_delete({"all": True}) is None
-
-
-@pytest.mark.parametrize(
-    ("read", "body", "said"),
-    [
-        ("node_to_finish", {"node_id": 12}, "not 12"),
-        ("node_to_finish", {"node_id": None}, "not null"),
-        ("node_to_finish", {"node_id": ""}, 'not ""'),
-        ("node_to_finish", {"node_id": "9" * 1001}, "9 ..."),
-        ("node_to_finish", {"node": "12"}, '"node"'),
-        ("store_settings", {}, "Nothing to change"),
-        ("store_settings", {"enabled": 1}, "not 1"),
-        ("store_settings", {"enabled": None}, "not null"),
-        ("store_settings", {"limit_mb": True}, "not true"),
-        ("store_settings", {"limit_mb": 512.0}, "not 512.0"),
-        ("store_settings", {"limit_mb": "512"}, 'not "512"'),
-        ("store_settings", {"limit_mb": 15}, "not 15"),
-        ("store_settings", {"limit_mb": 1_000_001}, "not 1000001"),
-        ("store_settings", {"enabled": True, "path": "../../x"}, '"path"'),
-        ("searches_to_delete", {}, "Give either"),
-        ("searches_to_delete", {"searches": [1], "all": True}, "Give either"),
-        ("searches_to_delete", {"all": False}, "not false"),
-        ("searches_to_delete", {"all": 1}, "not 1"),
-        ("searches_to_delete", {"searches": 3}, "not 3"),
-        ("searches_to_delete", {"searches": "../../x"}, 'not "../../x"'),
-        ("searches_to_delete", {"searches": [1, True]}, "not true"),
-        ("searches_to_delete", {"searches": [-1]}, "not -1"),
-        ("searches_to_delete", {"searches": [2**63]}, f"not {2**63}"),
-        ("searches_to_delete", {"searches": [[1]]}, "not [1]"),
-    ],
-)
-def test_anything_else_is_refused_with_what_was_given(routes, read, body, said):
-    with pytest.raises(routes.BadRequest) as refused:
-        getattr(routes, read)(body)
-    assert said in str(refused.value)
-
-
-def test_the_answer_to_a_long_input_is_short(routes):
-    with pytest.raises(routes.BadRequest) as refused:
-        routes.searches_to_delete({"searches": "x" * 60_000})
-    assert len(str(refused.value)) < 200
-
-
-# ---- on a real server ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

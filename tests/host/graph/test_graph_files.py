@@ -142,6 +142,15 @@ def test_a_file_at_a_full_path(home, tmp_path):
     assert contents({"1": node("LoadFromPath", path=str(tmp_path / "secret.txt"))}, "1") == {}
     put(tmp_path / "ref.png", b"other")
     assert contents(graph, "1") != first[0] and contents(graph, "2") != first[1]
+    whole = contents(graph, "2")
+    put(tmp_path / "deeper" / "ref.png", b"nobody named it")
+    assert contents(graph, "2") == whole
+
+
+def test_the_name_of_a_linked_node_is_no_file(home):
+    put(home.here / "input/ref.png", b"a file that is called like a node, whose name may be anything")
+    graph = {"ref.png": node("Text"), "2": node("LoadImage", image=["ref.png", 0])}
+    assert contents(graph, "2") == {}
 
 
 def test_a_full_path_on_another_drive_of_windows(home, tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("comfy")
 
+from noise_search.host.graph.graph import Graph
 from noise_search.host.graph.travel import MOST_RANKS, MOST_RUNS, Winners, difference, find, leave, replaced
-from noise_search.search.recipe import Recipe
+from noise_search.search.recipe import METADATA, Recipe
 
 PROMPT = {
     "1": {"class_type": "Loader", "inputs": {"name": "model.safetensors"}},
@@ -35,6 +36,12 @@ def changed(node, **values):
     prompt = copy.deepcopy(PROMPT)
     prompt[node] |= values
     return prompt
+
+
+def test_a_node_sees_what_it_wrote_so_far():
+    runs = lambda written: Graph("5", PROMPT, {METADATA: {"5": written, "6": [2]}}).runs  # noqa: E731
+    assert runs([{"seed": 1}]) == [{"seed": 1}]
+    assert runs("anything") == Graph("7", PROMPT, {}).runs == []
 
 
 def test_what_is_left_is_found_again_by_its_node_and_run():

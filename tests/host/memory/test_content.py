@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from any_model import (
 from comfy_extras import nodes_apg, nodes_sag, nodes_tomesd
 from keys import TWO_MODELS, VERSIONS, Judge, all_keys, base, key, ksampler, vae
 from noise_search.host.memory import content, functions, weights
+from noise_search.host.memory import key as key_module
 from noise_search.host.memory.key import files_behind, host_source
 from noise_search.host.memory.weights import Unreadable
 
@@ -390,12 +392,42 @@ def test_a_network_that_a_pack_holds_is_the_same_before_and_after_it_is_loaded()
     assert read(network) != before
 
 
-def test_what_cannot_be_read_makes_no_key():
+@pytest.mark.parametrize(
+    ("what", "said"), [(threading.Lock(), "options.lot"), (random.Random(1), "options.lot .* other numbers each time")]
+)
+def test_what_cannot_be_read_makes_no_key(what, said):
     setup = base()
     model = setup.model.clone()
-    model.model_options["transformer_options"]["lock"] = threading.Lock()
-    with pytest.raises(Unreadable, match="transformer_options.lock"):
+    model.model_options["transformer_options"]["lot"] = what
+    with pytest.raises(Unreadable, match=said):
         key(sampling_of(dataclasses.replace(setup, model=model)))
+
+
+def test_where_a_network_is_makes_no_other_key():
+    setup = base()
+    network, before = setup.model.model.diffusion_model, key(sampling_of(setup))
+    network.device = torch.device("meta")
+    try:
+        assert key(sampling_of(setup)) == before
+    finally:
+        del network.device
+
+
+def test_the_parts_of_a_key_have_the_names_that_they_had(monkeypatch):
+    """Were one renamed, everything that was searched before would be searched anew."""
+    named = {}
+    monkeypatch.setattr(key_module, "_read", lambda models, parts, before: named.update(parts) or content.Content())
+    key(ksampler())
+    assert " ".join(sorted(named)) == (
+        "files format frames guider host latent machine prompt rounding sampler sigmas vae verifier versions"
+    )
+
+
+def test_a_large_weight_is_sampled_from_its_first_value_to_its_last():
+    flat = torch.zeros(10**6)
+    flat[0], flat[-1] = 1.0, 2.0
+    taken = weights._samples(flat)
+    assert len(taken) < len(flat) / 10 and (taken[0], taken[-1]) == (1.0, 2.0)
 
 
 def test_what_is_too_large_to_be_read_before_every_search_makes_no_key(monkeypatch):
